@@ -1,0 +1,65 @@
+"""Wire and state shapes: pydantic, frozen, no I/O.
+
+What stands here is read by other processes, other versions and other SDKs: unknown fields are ignored, new fields get
+defaults, and nothing is renamed.
+"""
+
+from conveyor_runtime.models.base import (
+    NAME_RULE,
+    Duration,
+    Model,
+    Name,
+    is_name,
+    parse_duration,
+    utc_now,
+)
+from conveyor_runtime.models.log import LogLine
+from conveyor_runtime.models.message import DriverMessage, DriverResultEvent, PipelineEvent
+from conveyor_runtime.models.pipeline import PipelineSpec, Step
+from conveyor_runtime.models.resource import Resource, ResourceDefinition
+from conveyor_runtime.models.result import DriverResult, Status, StepResult
+from conveyor_runtime.models.run import (
+    ENGINE,
+    Cancel,
+    Claim,
+    DriverRecord,
+    Entry,
+    Instance,
+    Meta,
+    PlannedStep,
+    ResourceRecord,
+    RunRecord,
+    StepState,
+)
+
+__all__ = [
+    "ENGINE",
+    "NAME_RULE",
+    "Cancel",
+    "Claim",
+    "DriverMessage",
+    "DriverRecord",
+    "DriverResult",
+    "DriverResultEvent",
+    "Duration",
+    "Entry",
+    "Instance",
+    "LogLine",
+    "Meta",
+    "Model",
+    "Name",
+    "PipelineEvent",
+    "PipelineSpec",
+    "PlannedStep",
+    "Resource",
+    "ResourceDefinition",
+    "ResourceRecord",
+    "RunRecord",
+    "Status",
+    "Step",
+    "StepResult",
+    "StepState",
+    "is_name",
+    "parse_duration",
+    "utc_now",
+]

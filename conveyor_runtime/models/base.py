@@ -1,0 +1,63 @@
+"""What every model shares: frozen, tolerant of fields it does not know, compact on the wire."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
+
+NAME_PATTERN = r"^[A-Za-z0-9_-]{1,128}$"
+NAME_RULE = "1 to 128 characters out of A-Z a-z 0-9 _ -"
+
+#: A name that may stand in a NATS subject.
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_LONGEST = timedelta(days=366).total_seconds()
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may be the name of a resource, type, driver, pipeline or step."""
+    return re.fullmatch(NAME_PATTERN[1:-1], text) is not None
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds of `90`, `"90"`, `"90s"`, `"5m"`, `"1h30m"`; ValueError if it is none of these or not above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("a duration is a number of seconds or a text like 90s, 5m, 1h30m")
+    if isinstance(value, str):
+        text = value.strip()
+        match = _DURATION.fullmatch(text)
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            seconds = float(text)
+        elif text and match and any(match.groups()):
+            hours, minutes, rest = (float(part or 0) for part in match.groups())
+            seconds = hours * 3600 + minutes * 60 + rest
+        else:
+            raise ValueError(f"{value!r} is no duration; write a number of seconds or 90s, 5m, 1h30m")
+    else:
+        seconds = float(value)
+    if not 0 < seconds <= _LONGEST:
+        raise ValueError("a duration must be above 0 and at most a year")
+    return seconds
+
+
+#: Seconds; written as a number or as 90s, 5m, 1h30m.
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+def utc_now() -> datetime:
+    """The wall clock, for records people read; never for measuring."""
+    return datetime.now(UTC)
+
+
+class Model(BaseModel):
+    """Frozen; unknown fields are ignored on read, so that newer writers and foreign SDKs can share the bus."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    def encode(self) -> bytes:
+        """The compact JSON that is stored: fields at their default are left out."""
+        return self.model_dump_json(exclude_defaults=True, by_alias=True).encode()

@@ -1,0 +1,60 @@
+"""What a reconcile may know about the run it serves, beyond its payload."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from conveyor_runtime.config import DriverSettings
+from conveyor_runtime.errors import RetryableError
+from conveyor_runtime.orchestra import Orchestra
+
+if TYPE_CHECKING:
+    from conveyor_runtime.client import Client
+
+
+@dataclass
+class RunContext:
+    """One attempt of one step. `deadline` is seconds on `time.monotonic()`, None = no timeout.
+
+    Async code is stopped by cancellation; sync code asks `cancelled` (or waits on it) and returns soon.
+    `heartbeat()` is for sync code that wants to show it is alive; the runtime renews its lease by itself.
+    """
+
+    run_id: str
+    step: str
+    attempt: int
+    takeover: int
+    driver: str
+    event: str
+    node: str
+    installation: str
+    settings: DriverSettings
+    deadline: float | None = None
+    client: Client | None = None
+    orchestra_: Orchestra | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    lease_held: Callable[[], bool] = lambda: True
+    last_heartbeat: float = field(default_factory=time.monotonic)
+
+    @property
+    def orchestra(self) -> Orchestra:
+        """The container backends of this process; only drivers with `sandbox=True` have them."""
+        if self.orchestra_ is None:
+            raise RuntimeError(f"driver {self.driver} has no backends: declare it with sandbox=True")
+        return self.orchestra_
+
+    def ensure_current(self) -> None:
+        """Call right before each side effect.
+
+        Raises RetryableError if this process can no longer prove that the work is its own: another worker may have it.
+        """
+        if self.cancelled.is_set() or not self.lease_held():
+            raise RetryableError("this worker lost its lease; another one continues")
+
+    def heartbeat(self) -> None:
+        """Note that the work goes on."""
+        self.last_heartbeat = time.monotonic()

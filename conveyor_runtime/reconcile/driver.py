@@ -1,0 +1,124 @@
+"""What a driver is: a name, the types it serves and its reconcile function."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_type_hints
+
+from pydantic import BaseModel
+
+from conveyor_runtime.errors import ConfigError
+from conveyor_runtime.models import NAME_RULE, DriverRecord, Resource, is_name
+from conveyor_runtime.reconcile.context import RunContext
+
+EVENTS = ("create", "update", "delete", "resync")
+
+Reconcile = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A named reconcile unit.
+
+    `reconcile(payload, event, run_id, logger)` is sync or async and returns a `DriverResult` (or None for success).
+    `payload` is injected by its annotation: `str` = the raw JSON, `Resource` or `Resource[MySpec]` = decoded and
+    validated. A fifth parameter named `context` receives the `RunContext`.
+
+    `events` is any of create, update, delete, resync, or `"*"` for all. `direct` drivers are also handed resources
+    that have no pipeline. `sandbox` says that it works in containers of a node, so that the steps of a run must meet
+    there; `backend_of` then names the backend a resource asks for (None = the process's default). `defaults` are spec
+    fields used where a resource leaves them out, per type.
+
+    Raises ConfigError, saying what is wrong, if it could never work.
+    """
+
+    name: str
+    resources: tuple[str, ...]
+    reconcile: Reconcile
+    events: tuple[str, ...] | Literal["*"] = ("create", "update")
+    sandbox: bool = False
+    direct: bool = True
+    backend_of: Callable[[Resource[Any]], str | None] = lambda resource: None
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resources", tuple(self.resources))
+        object.__setattr__(self, "events", ("*",) if "*" in self.events else tuple(self.events))
+        if not is_name(self.name):
+            raise ConfigError(f"driver name {self.name!r}: must be {NAME_RULE}")
+        if not self.resources:
+            raise ConfigError(f"driver {self.name}: name at least one resource type")
+        for type_ in self.resources:
+            if not is_name(type_):
+                raise ConfigError(f"driver {self.name}: resource type {type_!r} must be {NAME_RULE}")
+        unknown = sorted(set(self.events) - {*EVENTS, "*"})
+        if unknown or not self.events:
+            raise ConfigError(f"driver {self.name}: events must be among {', '.join(EVENTS)} or *, not {unknown}")
+        if not callable(self.reconcile):
+            raise ConfigError(f"driver {self.name}: reconcile must be a function")
+        if len(self._parameters) < 4:
+            raise ConfigError(f"driver {self.name}: reconcile must take (payload, event, run_id, logger)")
+
+    @cached_property
+    def _parameters(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.reconcile).parameters.values())
+
+    @cached_property
+    def is_async(self) -> bool:
+        """Whether reconcile is a coroutine function; a sync one runs in a thread."""
+        return inspect.iscoroutinefunction(inspect.unwrap(self.reconcile))
+
+    @cached_property
+    def takes_context(self) -> bool:
+        """Whether reconcile has a parameter named `context`."""
+        return any(parameter.name == "context" for parameter in self._parameters)
+
+    @cached_property
+    def payload_type(self) -> type[str] | type[Resource[Any]]:
+        """`str`, or the `Resource` type the payload is decoded to."""
+        hint = get_type_hints(self.reconcile).get(self._parameters[0].name, str)
+        if hint is str or hint is inspect.Parameter.empty:
+            return str
+        if isinstance(hint, type) and issubclass(hint, Resource):
+            return hint
+        raise ConfigError(
+            f"driver {self.name}: payload must be annotated str, Resource or Resource[YourSpec], not {hint}"
+        )
+
+    @cached_property
+    def spec_type(self) -> type[BaseModel] | None:
+        """The typed spec of `Resource[MySpec]`, if there is one; its JSON Schema can serve as the definition's."""
+        if self.payload_type is str:
+            return None
+        hint = self.payload_type.model_fields["spec"].annotation  # type: ignore[union-attr]
+        is_model = isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and issubclass(hint, BaseModel)
+        return hint if is_model else None
+
+    def record(self, nodes: tuple[str, ...] = ()) -> DriverRecord:
+        """What is registered in the state for everybody to see."""
+        return DriverRecord(
+            name=self.name,
+            types=self.resources,
+            events=tuple(self.events),
+            sandbox=self.sandbox,
+            direct=self.direct,
+            nodes=nodes,
+        )
+
+
+def driver(
+    name: str, *resources: str, events: tuple[str, ...] | Literal["*"] = ("create", "update"), direct: bool = True
+) -> Callable[[Reconcile], Driver]:
+    """Decorator form: `@driver("my-driver", "my-type")` above a reconcile function makes it a `Driver`."""
+
+    def wrap(reconcile: Reconcile) -> Driver:
+        return Driver(name=name, resources=resources, reconcile=reconcile, events=events, direct=direct)
+
+    return wrap
+
+
+__all__ = ["EVENTS", "Driver", "Reconcile", "RunContext", "driver"]
