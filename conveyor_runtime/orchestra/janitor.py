@@ -1,0 +1,50 @@
+"""Remove what outlived its owner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from conveyor_runtime.errors import BackendError
+from conveyor_runtime.orchestra.base import Backend, NamespaceInfo
+
+__all__ = ["IsDead", "reap"]
+
+logger = logging.getLogger(__name__)
+
+IsDead = Callable[[NamespaceInfo], Awaitable[bool]]
+"""True only on a positive answer that the owner has ended (plus grace) or was never heard of. Not knowing is an
+exception, never True."""
+
+
+async def reap(backend: Backend, installation: str, is_dead: IsDead, *, grace: float = 10.0) -> list[str]:
+    """Close every namespace of `installation` on `backend` whose owner is dead; returns the names of those closed.
+
+    A namespace is left alone when `is_dead` says no or raises. One that cannot be closed is logged and met again in
+    the next round. What runs in one gets `grace` seconds to end. Raises `BackendError` only if nothing can be listed.
+    """
+    reaped = []
+    for info in await backend.namespaces(installation):
+        try:
+            dead = await is_dead(info)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is not a positive answer
+            logger.warning(
+                "cannot tell whether an owner lives, leaving its namespace alone: %s",
+                error,
+                extra={"action": "reap_unknown", "namespace": info.ns},
+            )
+            continue
+        if not dead:
+            continue
+        try:
+            await backend.close_namespace(info.ns, grace=grace)
+        except BackendError as error:
+            logger.warning(
+                "cannot close a dead namespace, will try again: %s",
+                error,
+                extra={"action": "reap_failed", "namespace": info.ns},
+            )
+            continue
+        logger.info("closed a dead namespace", extra={"action": "reaped", "namespace": info.ns})
+        reaped.append(info.ns)
+    return reaped

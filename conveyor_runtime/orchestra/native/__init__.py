@@ -1,0 +1,9 @@
+"""The native backend: a sandbox is a private directory and the processes started in it, on this machine.
+
+It isolates nothing: commands run as the worker's own user, see its files and network, and have no resource limits.
+It is for machines without a container engine and for work that is trusted.
+"""
+
+from conveyor_runtime.orchestra.native.backend import NativeBackend
+
+__all__ = ["NativeBackend"]

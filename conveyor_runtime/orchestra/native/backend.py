@@ -1,0 +1,110 @@
+"""The native backend: namespaces as directories, found again by any process with the same root."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+from conveyor_runtime.errors import BackendError, Gone, TerminalError
+from conveyor_runtime.orchestra import execs
+from conveyor_runtime.orchestra.base import NamespaceInfo, Owner, Progress, Task, check_task_id
+from conveyor_runtime.orchestra.native import layout
+from conveyor_runtime.orchestra.native.proc import Target
+from conveyor_runtime.orchestra.native.sandbox import NativeSandbox, check_user, end_targets
+
+__all__ = ["NativeBackend"]
+
+
+class NativeBackend:
+    """See `conveyor_runtime.orchestra.base.Backend`. Image and pull policy mean nothing here and are ignored;
+    limits, foreign users, mounts and networks cannot be kept and are refused."""
+
+    name = "native"
+
+    def __init__(self, root: Path | None = None) -> None:
+        """`root` is made if it is not there (default `layout.default_root()`). Raises `ConfigError` if it is not
+        this user's alone."""
+        self._root = layout.open_root(root or layout.default_root())
+        self.node = layout.node_name(self._root)
+
+    async def prepare(self, task: Task, on_progress: Progress) -> None:
+        """Only checks: there is nothing to fetch."""
+        _check(task)
+
+    async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> NativeSandbox:
+        """See the contract."""
+        _check(task)
+        meta = layout.Meta(owner, dict(task.env), datetime.now(UTC))
+        try:
+            await asyncio.to_thread(layout.make_sandbox, self._root, _checked(ns), task.id, meta)
+        except OSError as error:
+            raise BackendError(f"cannot make a sandbox in {self._root}: {error}") from error
+        return await self.get_sandbox(ns, task.id)
+
+    async def get_sandbox(self, ns: str, task_id: str) -> NativeSandbox:
+        """See the contract."""
+        home = self._root / _checked(ns) / check_task_id(task_id)
+        meta = await asyncio.to_thread(layout.read_meta, home)
+        if meta is None:
+            raise Gone(f"there is no native sandbox {task_id} in {ns}")
+        return NativeSandbox(self._root, ns, task_id, meta)
+
+    async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
+        """See the contract."""
+        everything = [Target(f"{execs.SANDBOX_MARK}={_checked(ns)}".encode())]
+        everything += await asyncio.to_thread(self._recorded, ns)
+        await end_targets(everything, grace)
+        retired = await asyncio.to_thread(layout.retire, self._root, ns)
+        # Whoever began between the last look and the removal has lost its directory, and now its life.
+        await end_targets(everything, 0)
+        if retired is not None:
+            await asyncio.to_thread(layout.remove_tree, retired)
+            if retired.exists():
+                raise BackendError(f"{ns}: cannot remove {retired}")
+
+    async def namespaces(self, installation: str) -> list[NamespaceInfo]:
+        """See the contract."""
+        found = await asyncio.to_thread(lambda: list(layout.namespaces(self._root)))
+        return [
+            NamespaceInfo(
+                ns=ns,
+                run_id=metas[0].owner.run_id,
+                created_at=max(meta.created_at for meta in metas),
+                owners=tuple(meta.owner for meta in metas),
+            )
+            for ns, metas in found
+            if all(meta.owner.installation == installation for meta in metas)
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _recorded(self, ns: str) -> list[Target]:
+        """The leaders of all execs: finds children that emptied their environment but stayed in the session."""
+        records = [execs.Record.parse(path.name) for path in (self._root / ns).glob("*/execs/*")]
+        return [Target(f"{execs.EXEC_MARK}={r.nonce}".encode(), r.pid, r.start) for r in records if r]
+
+
+def _checked(ns: str) -> str:
+    """A namespace names a directory below the root; nothing else may."""
+    if not ns or ns.startswith(".") or "/" in ns or "\0" in ns:
+        raise TerminalError(f"{ns!r} is no namespace")
+    return ns
+
+
+def _check(task: Task) -> None:
+    check_task_id(task.id)
+    check_user(task.user)
+    limits = task.limits
+    asked = [name for name in ("cpu_milli", "memory_bytes", "pids", "disk_bytes") if getattr(limits, name)]
+    if asked:
+        raise TerminalError(
+            f"the native backend cannot keep limits ({', '.join(asked)}); use docker, or leave them out"
+        )
+    if task.mounts:
+        raise TerminalError("the native backend has no volumes beside the workspace; use docker")
+    if task.network not in ("default", "host"):
+        raise TerminalError(
+            f"the native backend shares the host's network and cannot give {task.network!r}; use docker"
+        )

@@ -1,0 +1,178 @@
+"""Where the native backend keeps things, and the operations on files that must be safe against a crash half-way.
+
+    <root>/<namespace>/<task id>/{workspace,home,tmp,execs,meta.json}     a sandbox
+    <root>/.new-<random>/                                                 one being made
+    <root>/.gone-<random>/                                                a namespace being removed
+
+A sandbox is made under another name and renamed, a namespace is renamed and then removed: what bears its proper name
+is whole. Blocking: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from conveyor_runtime.errors import BackendError, ConfigError
+from conveyor_runtime.orchestra.base import Owner
+
+__all__ = [
+    "Meta",
+    "default_root",
+    "make_sandbox",
+    "namespaces",
+    "node_name",
+    "open_root",
+    "read_meta",
+    "remove_tree",
+    "retire",
+]
+
+_STALE = 3600.0  # seconds after which a half-made sandbox is of a process that died
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a sandbox must remember for processes that did not start it."""
+
+    owner: Owner
+    env: dict[str, str]
+    created_at: datetime
+
+
+def default_root() -> Path:
+    """`/var/tmp/conveyor-<uid>`: on disk rather than in memory, and kept over a reboot."""
+    return Path(f"/var/tmp/conveyor-{os.getuid()}")  # noqa: S108 - open_root refuses one that is not ours alone
+
+
+def open_root(root: Path) -> Path:
+    """Make the root with mode 0700, or take it if it is ours alone. Raises `ConfigError` otherwise."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = root.lstat()
+    except OSError as error:
+        raise ConfigError(f"the native root {root} cannot be made: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ConfigError(f"the native root {root} must be a directory that belongs to user {os.getuid()}")
+    if found.st_mode & 0o077:
+        root.chmod(0o700)
+    return root.resolve()
+
+
+def node_name(root: Path) -> str:
+    """`native-<machine>-<root>`: two roots on one machine are two places, a sandbox of one is not in the other."""
+    machine = ""
+    with contextlib.suppress(OSError):
+        machine = Path("/etc/machine-id").read_text().strip()
+    if not re.fullmatch(r"[0-9a-f]{32}", machine):
+        machine = _own_id(root / "node-id")
+    return f"native-{machine[:16]}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+
+
+def make_sandbox(root: Path, ns: str, task_id: str, meta: Meta) -> bool:
+    """Make it unless it is there; False if it was. Any number of processes may try at once: one wins, whole."""
+    final = root / ns / task_id
+    if final.is_dir():
+        return False
+    draft = root / f".new-{secrets.token_hex(8)}"
+    draft.mkdir(mode=0o700)
+    try:
+        for part in ("workspace", "home", "tmp", "execs"):
+            (draft / part).mkdir(mode=0o700)
+        text = json.dumps({"owner": asdict(meta.owner), "env": meta.env, "created_at": meta.created_at.isoformat()})
+        (draft / "meta.json").touch(mode=0o600)
+        (draft / "meta.json").write_text(text)
+        for _ in range(10):
+            (root / ns).mkdir(mode=0o700, exist_ok=True)
+            try:
+                draft.rename(final)  # fails on a directory that is not empty: somebody else was first
+            except FileNotFoundError:
+                continue  # the namespace is being removed just now
+            except OSError:
+                if final.is_dir():
+                    return False
+                raise
+            return True
+        raise BackendError(f"{ns} is being removed while {task_id} starts in it")
+    finally:
+        remove_tree(draft)
+
+
+def read_meta(sandbox: Path) -> Meta | None:
+    """None if the sandbox is not there."""
+    try:
+        found = json.loads((sandbox / "meta.json").read_text())
+        return Meta(Owner(**found["owner"]), found["env"], datetime.fromisoformat(found["created_at"]))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"the native sandbox {sandbox} cannot be read: {error}") from error
+
+
+def namespaces(root: Path) -> Iterator[tuple[str, list[Meta]]]:
+    """Every namespace with what is in it. Also sweeps up what processes that died left half-made or half-removed."""
+    for entry in sorted(root.iterdir()):
+        if entry.name.startswith((".new-", ".gone-")):
+            with contextlib.suppress(OSError):
+                if time.time() - entry.lstat().st_mtime > _STALE:
+                    remove_tree(entry)
+        elif entry.is_dir() and not entry.name.startswith("."):
+            metas = [meta for path in _listdir(entry) if (meta := read_meta(path)) is not None]
+            if metas:
+                yield entry.name, metas
+
+
+def retire(root: Path, ns: str) -> Path | None:
+    """Take a namespace's name away, so that nothing can begin in it any more; None if it is not there."""
+    gone = root / f".gone-{secrets.token_hex(8)}"
+    try:
+        (root / ns).rename(gone)
+    except FileNotFoundError:
+        return None
+    return gone
+
+
+def _listdir(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def remove_tree(path: Path) -> None:
+    """Remove what can be removed; what is not there is removed. Builds leave directories without write permission
+    (module caches do)."""
+
+    def allow_and_retry(function: Callable[..., object], name: str, _: object) -> None:
+        with contextlib.suppress(OSError):
+            os.chmod(os.path.dirname(name), 0o700)
+            if not os.path.islink(name):
+                os.chmod(name, 0o700)
+            if function is os.unlink:
+                os.unlink(name)
+            else:
+                shutil.rmtree(name, ignore_errors=True)
+
+    if path.exists():
+        shutil.rmtree(path, onerror=allow_and_retry)
+
+
+def _own_id(file: Path) -> str:
+    """For machines without an id of their own (most container images): a random one, kept in the root."""
+    draft = file.with_name(f".new-{secrets.token_hex(8)}")
+    draft.write_text(secrets.token_hex(16))
+    with contextlib.suppress(FileExistsError):
+        os.link(draft, file)
+    draft.unlink()
+    return file.read_text().strip()

@@ -1,0 +1,208 @@
+"""One native sandbox: execs as process trees of this machine, files in its directory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from conveyor_runtime.errors import BackendError, Gone, TerminalError
+from conveyor_runtime.kit.process import Child, finish
+from conveyor_runtime.orchestra import execs
+from conveyor_runtime.orchestra.base import ExecTag, ExitStatus, OnOutput
+from conveyor_runtime.orchestra.native.layout import Meta, remove_tree
+from conveyor_runtime.orchestra.native.proc import Target, sweep
+
+__all__ = ["NativeSandbox", "check_user"]
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def check_user(user: str | None) -> None:
+    """Raise `TerminalError` unless `user` is empty or the worker's own: becoming another is not ours to do."""
+    if not user:
+        return
+    import getpass
+
+    if user.split(":")[0] not in (str(os.getuid()), getpass.getuser()):
+        raise TerminalError(f"the native backend runs as its own user and cannot become {user!r}; use docker")
+
+
+class NativeSandbox:
+    """See `conveyor_runtime.orchestra.base.Sandbox`."""
+
+    def __init__(self, root: Path, ns: str, task_id: str, meta: Meta) -> None:
+        self._ns = ns
+        self._home = root / ns / task_id
+        self._env = meta.env
+        self._id = f"{ns}.{task_id}"
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def workspace(self) -> str:
+        return str(self._home / "workspace")
+
+    async def exec(
+        self,
+        argv: list[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        grace: float = 10.0,
+        on_output: OnOutput,
+        tag: ExecTag,
+    ) -> ExitStatus:
+        """See the contract; the user can only be the worker's own."""
+        check_user(user)
+        self._check_alive()
+        nonce = execs.new_nonce()
+        command = execs.wrap(
+            argv,
+            directory=str(self._home / "execs"),
+            tag=execs.check_tag(tag),
+            nonce=nonce,
+            note=f"{tag.run_id} -",
+            workdir=execs.resolve_workdir(self.workspace, workdir),
+        )
+        started_at = datetime.now(UTC)
+        try:
+            child = await Child.start(
+                ["/bin/sh", *command[1:]],
+                env=self._environment(env, nonce),
+                cwd=self._home,
+                on_chunk=on_output,
+            )
+        except OSError as error:
+            self._check_alive()
+            raise BackendError(f"cannot start a process: {error}") from error
+        target = Target(_mark(execs.EXEC_MARK, nonce), child.pid, _start_of(child.pid))
+        try:
+            return await self._watch(child, target, started_at, timeout, grace)
+        finally:
+            await finish(child.close())
+
+    async def end_execs(self, step: str, before: tuple[int, int], *, grace: float = 10.0) -> int:
+        """See the contract."""
+        self._check_alive()
+        directory = self._home / "execs"
+        (directory / execs.fence_name(step, before)).touch()
+        records = [
+            record
+            for name in os.listdir(directory)
+            if (record := execs.Record.parse(name)) and record.is_before(step, before)
+        ]
+        targets = [Target(_mark(execs.EXEC_MARK, r.nonce), r.pid, r.start) for r in records]
+        ended = len(await asyncio.to_thread(_alive, targets))
+        if targets:
+            await end_targets(targets, grace)
+        for record in records:
+            (directory / record.name).unlink(missing_ok=True)
+        return ended
+
+    async def copy_in(self, source: Path, target: str) -> None:
+        """See the contract."""
+        self._check_alive()
+        await asyncio.to_thread(self._copy_in, source, target)
+
+    async def _watch(
+        self, child: Child, target: Target, started_at: datetime, timeout: float | None, grace: float
+    ) -> ExitStatus:
+        try:
+            async with asyncio.timeout(timeout) as clock:
+                status = execs.status_of(await child.wait(), started_at)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            await finish(end_targets([target], grace))
+            code = await child.wait()
+            exit_code = 128 - code if code < 0 else code
+            return ExitStatus("timeout", exit_code, None, started_at, datetime.now(UTC))
+        except BaseException:
+            await finish(end_targets([target], grace))
+            raise
+        if status.status == "killed":
+            self._check_alive()  # killed because somebody closed the namespace: then it says so
+        return status
+
+    def _environment(self, env: Mapping[str, str] | None, nonce: str) -> dict[str, str]:
+        own = {
+            "PATH": _PATH,
+            "HOME": str(self._home / "home"),
+            "TMPDIR": str(self._home / "tmp"),
+            "LANG": "C.UTF-8",
+        }
+        marks = {execs.SANDBOX_MARK: self._ns, execs.EXEC_MARK: nonce}
+        return {**own, **self._env, **(env or {}), **marks}
+
+    def _check_alive(self) -> None:
+        if not (self._home / "meta.json").exists():
+            raise Gone(f"the sandbox {self._id} was removed")
+
+    def _copy_in(self, source: Path, target: str) -> None:
+        workspace = Path(self.workspace).resolve()
+        destination = workspace / target
+        # A link that a build left in the workspace must not lead the copy, or the removal, out of it.
+        if os.path.isabs(target) or not destination.resolve().is_relative_to(workspace):
+            raise TerminalError(f"{target!r} is not inside the workspace")
+        draft = self._home / f"tmp/.copy-{secrets.token_hex(8)}"
+        try:
+            shutil.copytree(source, draft, symlinks=True, copy_function=_copy_file)
+            if destination.resolve() == workspace:
+                for name in os.listdir(workspace):
+                    _remove(workspace / name)
+                for name in os.listdir(draft):
+                    os.rename(draft / name, workspace / name)
+            else:
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                _remove(destination)
+                draft.rename(destination)
+        except OSError as error:
+            raise BackendError(f"cannot copy into the workspace: {error}") from error
+        finally:
+            remove_tree(draft)
+
+
+async def end_targets(targets: list[Target], grace: float) -> None:
+    """SIGTERM, `grace` seconds, SIGKILL to all that belongs to the targets; returns when nothing is left."""
+    await execs.end(lambda signal: asyncio.to_thread(sweep, targets, signal), grace)
+
+
+def _alive(targets: list[Target]) -> list[Target]:
+    return [target for target in targets if sweep([target], 0)]
+
+
+def _mark(name: str, value: str) -> bytes:
+    return f"{name}={value}".encode()
+
+
+def _start_of(pid: int) -> int:
+    """Start time of a child that is not reaped yet, in clock ticks since boot; 0 if it is."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _copy_file(source: str, target: str) -> None:
+    mode = os.lstat(source).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise TerminalError(f"{source} is neither a file, a directory nor a link")
+    shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
