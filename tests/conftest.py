@@ -1,0 +1,68 @@
+"""A real nats-server for every test that wants one: one per session (and xdist worker), or a private one.
+
+nats_server   the session's server; `.url` connects to it
+bus           a fresh connection to it, on a bus with our streams and nothing in them
+start_server  `await start_server(...)` gives a private server, to be killed and restarted at will
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conveyor_runtime.bus import Bus, EmbeddedServer
+from conveyor_runtime.bus.streams import ensure_streams
+
+StartServer = Callable[..., Awaitable[EmbeddedServer]]
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """One server for the session. It lives in a loop of its own: those of the tests come and go."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="nats-server", daemon=True)
+    thread.start()
+
+    def run(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
+
+    server = EmbeddedServer(tmp_path_factory.mktemp("nats"), sync="2m")
+    run(server.start())
+    yield server
+    run(server.stop())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+
+
+@pytest.fixture
+async def bus(nats_server: EmbeddedServer) -> AsyncIterator[Bus]:
+    """A connection to a bus that has our streams, empty, and no others."""
+    bus = await Bus.connect(nats_server.url, name="test")
+    names = (await bus.api("STREAM.NAMES"))["streams"] or []
+    for name in names:
+        await bus.api(f"STREAM.DELETE.{name}")
+    await ensure_streams(bus)
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+async def start_server(tmp_path: Path) -> AsyncIterator[StartServer]:
+    """Start private servers; each is stopped after the test. `data_dir` defaults to one of the test's own."""
+    servers: list[EmbeddedServer] = []
+
+    async def start(*, data_dir: Path | None = None, sync: str = "2m", **options: Any) -> EmbeddedServer:
+        server = EmbeddedServer(data_dir or tmp_path / f"nats{len(servers)}", sync=sync, **options)
+        servers.append(server)
+        await server.start()
+        return server
+
+    yield start
+    for server in servers:
+        await server.stop()
