@@ -1,0 +1,1 @@
+"""What the runtime tells its operators: logs and metrics. Never a decision."""
