@@ -33,6 +33,7 @@ __all__ = [
     "end",
     "fence_name",
     "new_nonce",
+    "resolve_target",
     "resolve_workdir",
     "status_of",
     "wrap",
@@ -139,6 +140,14 @@ def wrap(argv: list[str], *, directory: str, tag: ExecTag, nonce: str, note: str
 def resolve_workdir(workspace: str, workdir: str | None) -> str:
     """Absolute path of a working directory that may be given relative to the workspace."""
     return posixpath.normpath(posixpath.join(workspace, workdir or "."))
+
+
+def resolve_target(target: str) -> str:
+    """A path below the workspace in its shortest form, `.` = the workspace. `TerminalError` for one that is not."""
+    relative = posixpath.normpath(target)
+    if "\0" in target or relative.startswith("/") or relative.split("/")[0] == "..":
+        raise TerminalError(f"{target!r} is not inside the workspace")
+    return relative
 
 
 def status_of(code: int, started_at: datetime, *, oom: bool = False) -> ExitStatus:

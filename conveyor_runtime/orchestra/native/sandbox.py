@@ -150,14 +150,15 @@ class NativeSandbox:
 
     def _copy_in(self, source: Path, target: str) -> None:
         workspace = Path(self.workspace).resolve()
-        destination = workspace / target
+        relative = execs.resolve_target(target)
+        destination = workspace / relative
         # A link that a build left in the workspace must not lead the copy, or the removal, out of it.
-        if os.path.isabs(target) or not destination.resolve().is_relative_to(workspace):
-            raise TerminalError(f"{target!r} is not inside the workspace")
+        if relative != "." and not destination.parent.resolve().is_relative_to(workspace):
+            raise TerminalError(f"{target!r} leads out of the workspace")
         draft = self._home / f"tmp/.copy-{secrets.token_hex(8)}"
         try:
             shutil.copytree(source, draft, symlinks=True, copy_function=_copy_file)
-            if destination.resolve() == workspace:
+            if relative == ".":
                 for name in os.listdir(workspace):
                     _remove(workspace / name)
                 for name in os.listdir(draft):

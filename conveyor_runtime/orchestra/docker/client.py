@@ -1,0 +1,165 @@
+"""The way to the Docker engine: one client, one bounded pool of threads, its errors in our words.
+
+Calls leave through the pool. A stream (the output of an exec, the progress of a pull) is read by a thread of its
+own, because it lives as long as what it reports on: in the pool, a few long builds would hold up every call, and the
+one that stops them among those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Generic, Self, TypeVar
+
+import docker
+import docker.errors
+import docker.utils
+import requests
+
+from conveyor_runtime.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConveyorError,
+    Gone,
+    ImageNotFound,
+    TerminalError,
+)
+
+__all__ = ["Conflicting", "Engine", "ThreadedReader", "translate"]
+
+T = TypeVar("T")
+
+_docker: Any = docker  # it has no types to check against
+
+_WORKERS = 16
+_FIRST_ANSWER = 10.0  # seconds for a daemon to say that it is there
+_ANSWER = 120.0  # seconds of silence after which a call counts as lost
+_DEPTH = 16  # chunks read ahead of a slow consumer
+
+
+class Conflicting(BackendError):
+    """The engine says the object is in another state than the call needs (HTTP 409)."""
+
+
+def translate(error: Exception) -> ConveyorError:
+    """One of the Docker client's exceptions as one of ours."""
+    if isinstance(error, docker.errors.ImageNotFound):
+        return ImageNotFound(_text(error))
+    if isinstance(error, docker.errors.NotFound):
+        return Gone(_text(error))
+    if isinstance(error, docker.errors.APIError):
+        if error.status_code == 400:
+            return TerminalError(f"docker refuses: {_text(error)}")
+        if error.status_code == 409:
+            return Conflicting(_text(error))
+        return BackendError(f"docker: {_text(error)}")
+    return BackendUnavailable(f"docker does not answer: {error}")
+
+
+class Engine:
+    """A Docker engine. `api` is the low-level client: use it only inside a function given to `call`."""
+
+    def __init__(self, api: Any, node: str) -> None:
+        self.api = api
+        self.node = node
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="docker")
+
+    @classmethod
+    async def open(cls) -> Self:
+        """Connect as the docker command does (DOCKER_HOST, DOCKER_TLS_VERIFY, DOCKER_CERT_PATH), with the newest
+        version of the API both sides know. Raises `BackendUnavailable` if nothing answers."""
+        try:
+            api, info = await asyncio.to_thread(_connect)
+        except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
+            raise BackendUnavailable(f"docker does not answer: {error}") from error
+        daemon = "".join(letter if letter.isalnum() else "-" for letter in str(info.get("ID") or info["Name"]))
+        return cls(api, f"docker-{daemon}"[:128])
+
+    async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run one blocking call in the pool. Raises our exceptions only.
+
+        A caller that is cancelled stops waiting; the call itself cannot be stopped and comes to its end.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, partial(function, *args, **kwargs))
+        except (docker.errors.DockerException, requests.RequestException, OSError) as error:
+            raise translate(error) from error
+
+    async def close(self) -> None:
+        """Let running calls end and close the connections."""
+        await asyncio.to_thread(self._pool.shutdown)
+        self.api.close()
+
+
+class ThreadedReader(Generic[T]):
+    """Brings what a blocking source yields into the event loop, a bounded number of items ahead."""
+
+    def __init__(self, read: Callable[[], T | None], stop: Callable[[], None]) -> None:
+        """`read` blocks for the next item and returns None at the end; `stop` makes a blocked `read` return."""
+        self._read = read
+        self._stop = stop
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[T | Exception | None] = asyncio.Queue()
+        self._room = threading.Semaphore(_DEPTH)
+        self._closed = False
+        threading.Thread(target=self._run, name="docker-stream", daemon=True).start()
+
+    async def next(self) -> T | None:
+        """The next item, None at the end. Raises what `read` raised."""
+        item = await self._items.get()
+        if item is None or isinstance(item, Exception):
+            self._items.put_nowait(item)  # the end stays the end, however often one asks
+            if isinstance(item, Exception):
+                raise item
+            return None
+        self._room.release()
+        return item
+
+    def close(self) -> None:
+        """Stop reading. Items not taken are dropped."""
+        self._closed = True
+        self._room.release()
+        self._stop()
+
+    def _run(self) -> None:
+        last: Exception | None = None
+        try:
+            while not self._closed:
+                item = self._read()
+                if item is None:
+                    break
+                self._room.acquire()
+                self._post(item)
+        except Exception as error:  # noqa: BLE001 - handed to the consumer
+            last = error
+        self._post(last)
+
+    def _post(self, item: T | Exception | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+        except RuntimeError:  # the loop is closed: nobody is left to be told
+            self._closed = True
+
+
+def _connect() -> tuple[Any, dict[str, Any]]:
+    api = _docker.APIClient(
+        version="auto",
+        timeout=_FIRST_ANSWER,
+        max_pool_size=_WORKERS,
+        **_docker.utils.kwargs_from_env(),
+    )
+    try:
+        info = api.info()
+    except BaseException:
+        api.close()
+        raise
+    api.timeout = _ANSWER
+    return api, info
+
+
+def _text(error: docker.errors.APIError) -> str:
+    return str(error.explanation or error)

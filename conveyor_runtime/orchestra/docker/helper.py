@@ -1,0 +1,89 @@
+"""Small commands run inside a container to look after its execs and its workspace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conveyor_runtime.errors import BackendError, Gone
+from conveyor_runtime.orchestra.docker import scripts
+from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, translate
+from conveyor_runtime.orchestra.docker.spec import EXECS
+from conveyor_runtime.orchestra.docker.stream import Connection
+from conveyor_runtime.orchestra.execs import Record
+
+__all__ = ["Helper", "Note"]
+
+
+@dataclass(frozen=True)
+class Note:
+    """What an exec noted beside its record: its user (empty = the container's), and how many processes had run out
+    of memory before it."""
+
+    user: str
+    oom_kills: int
+
+
+class Helper:
+    """Raises `Gone` when the container is not there or does not run."""
+
+    def __init__(self, engine: Engine, container: str) -> None:
+        self._engine = engine
+        self._container = container
+
+    async def sweep(self, nonces: list[str], signal: int, user: str) -> list[int]:
+        """Signal (0 = none) all processes of these execs, of all execs if none are given; returns who they are.
+
+        Runs as the execs' own user: only so may it see their environment. A container that has gone has no processes.
+        """
+        try:
+            out = await self._run(scripts.SWEEP, [str(signal), EXECS, *nonces], user)
+        except Gone:
+            return []
+        return [int(word) for word in out.split()]
+
+    async def records(self, *, fence: str = "") -> tuple[int, list[tuple[Record, Note]]]:
+        """How many processes have run out of memory so far, and all records; puts up a fence first if one is named."""
+        first, *lines = (await self._run(scripts.LIST, [EXECS, fence], "0")).splitlines()
+        found = []
+        for line in lines:
+            name, _, noted = line.partition(" ")
+            record = Record.parse(name)
+            if record is not None:
+                # An exec that is still writing its note has noted nothing; it will meet the fence.
+                _, user, oom = [*noted.split(), "-", "-", "-"][:3] if noted else ("", "-", "0")
+                found.append((record, Note("" if user == "-" else user, int(oom) if oom.isdigit() else 0)))
+        return int(first), found
+
+    async def ran_out_of_memory(self, nonce: str) -> bool:
+        """Whether a process of the container ran out of memory since this exec began."""
+        kills, notes = await self.records()
+        return any(record.nonce == nonce and kills > note.oom_kills for record, note in notes)
+
+    async def clear(self, workspace: str, relative: str) -> None:
+        """Make a directory of the workspace, or empty it."""
+        await self._run(scripts.CLEAR, [workspace, relative], "0")
+
+    async def own(self, user: str, path: str) -> None:
+        """Give `user` the tree at `path`."""
+        await self._run(scripts.OWN, [user, path], "0")
+
+    async def _run(self, script: str, arguments: list[str], user: str) -> str:
+        command = ["sh", "-c", script, "sh", *arguments]
+        code, out, err = await self._engine.call(self._blocking, command, user)
+        if code != 0:
+            raise BackendError(f"cannot look after container {self._container[:12]}: {err.strip() or f'code {code}'}")
+        return out
+
+    def _blocking(self, command: list[str], user: str) -> tuple[int, str, str]:
+        api = self._engine.api
+        try:
+            created = api.exec_create(self._container, command, user=user, workdir="/")
+            found = Connection.start(api, created["Id"]).collect()
+            code = api.exec_inspect(created["Id"])["ExitCode"]
+        except Exception as error:
+            if isinstance(translate(error), Conflicting):
+                raise Gone(f"the container {self._container[:12]} does not run") from error
+            raise
+        if code is None:
+            raise Gone(f"the container {self._container[:12]} stopped meanwhile")
+        return int(code), found["stdout"].decode(errors="replace"), found["stderr"].decode(errors="replace")

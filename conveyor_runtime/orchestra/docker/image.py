@@ -1,0 +1,111 @@
+"""Have the image a task needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from docker.errors import DockerException
+from requests import RequestException
+
+from conveyor_runtime.errors import BackendUnavailable, ImageNotFound, TerminalError
+from conveyor_runtime.orchestra.base import Progress, Task
+from conveyor_runtime.orchestra.docker.client import Engine, ThreadedReader, translate
+
+__all__ = ["PullReport", "pull_error", "require_image"]
+
+_NOT_THERE = (
+    "manifest unknown",
+    "not found",
+    "pull access denied",
+    "unauthorized",
+    "authentication required",
+    "no matching manifest",
+    "denied:",
+    "does not exist",
+)
+_EVERY = 5.0  # seconds between two lines about the same download
+
+
+async def require_image(engine: Engine, task: Task, on_progress: Progress) -> None:
+    """Make sure that the engine has the task's image, by its pull policy.
+
+    Raises `ImageNotFound` when there is no such image or these credentials may not read it, `BackendUnavailable`
+    when its registry could not be asked.
+    """
+    if not task.image:
+        raise TerminalError("a task on docker needs an image")
+    if task.pull != "always":
+        try:
+            await engine.call(engine.api.inspect_image, task.image)
+        except ImageNotFound as error:
+            if task.pull == "never":
+                raise ImageNotFound(f"image {task.image} is not here, and the pull policy is never") from error
+        else:
+            return
+    await _pull(engine, task.image, on_progress)
+
+
+async def _pull(engine: Engine, image: str, on_progress: Progress) -> None:
+    await on_progress(f"pulling {image}")
+    items: Iterator[dict[str, Any]] | None = None
+
+    def read() -> dict[str, Any] | None:
+        nonlocal items
+        try:
+            if items is None:
+                items = engine.api.pull(image, stream=True, decode=True)
+            return next(items, None)
+        except (DockerException, RequestException, OSError) as error:
+            raise _refine(image, error) from error
+
+    # Nothing to stop it with: when the caller is gone the thread ends with the next item, and the pull with it.
+    reader = ThreadedReader(read, lambda: None)
+    report = PullReport()
+    try:
+        while (item := await reader.next()) is not None:
+            if "error" in item:
+                raise pull_error(image, str(item["error"]))
+            line = report.line(item, time.monotonic())
+            if line:
+                await on_progress(line)
+    finally:
+        reader.close()
+
+
+def pull_error(image: str, message: str) -> ImageNotFound | BackendUnavailable:
+    """What the engine's complaint means: no use trying again, or perhaps later."""
+    if any(words in message.lower() for words in _NOT_THERE):
+        return ImageNotFound(f"cannot pull {image}: {message}")
+    return BackendUnavailable(f"cannot pull {image} now: {message}")
+
+
+def _refine(image: str, error: Exception) -> Exception:
+    found = translate(error)
+    if isinstance(found, TerminalError | BackendUnavailable):
+        return found
+    return pull_error(image, str(found))
+
+
+class PullReport:
+    """Turns the engine's many progress items into a few lines for a person."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, tuple[int, int]] = {}
+        self._said_at: float | None = None
+
+    def line(self, item: dict[str, Any], now: float) -> str | None:
+        """What to say at `now` (seconds, monotonic), if anything."""
+        status, layer = str(item.get("status", "")), str(item.get("id", ""))
+        detail = item.get("progressDetail") or {}
+        if not detail.get("total"):
+            return f"{layer}: {status}" if layer and status else status or None
+        if status != "Downloading":
+            return None
+        self._layers[layer] = (int(detail.get("current", 0)), int(detail["total"]))
+        if self._said_at is not None and now - self._said_at < _EVERY:
+            return None
+        self._said_at = now
+        done, total = (sum(numbers) / 1e6 for numbers in zip(*self._layers.values(), strict=True))
+        return f"downloading: {done:.0f} of {total:.0f} MB in {len(self._layers)} layers"

@@ -1,0 +1,113 @@
+"""Output of an exec: an HTTP connection that became a stream of frames."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from conveyor_runtime.errors import BackendError
+from conveyor_runtime.orchestra.base import Stream
+from conveyor_runtime.orchestra.docker.client import ThreadedReader
+
+__all__ = ["Connection", "Demux"]
+
+_HEADER = struct.Struct(">BxxxL")
+_STREAMS: dict[int, Stream] = {1: "stdout", 2: "stderr"}
+_CHUNK = 64 * 1024
+
+
+class Demux:
+    """Takes frames apart: 8 bytes of header (which stream, how long), then that many bytes."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        self._stream: Stream = "stdout"
+        self._left = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[Stream, bytes]]:
+        """The pieces of output in `data`. A frame need not be complete to be passed on. Raises `BackendError` if
+        these are no frames."""
+        view = memoryview(data)
+        while view:
+            if self._left:
+                piece, view = view[: self._left], view[self._left :]
+                self._left -= len(piece)
+                yield self._stream, bytes(piece)
+                continue
+            missing = _HEADER.size - len(self._header)
+            self._header += bytes(view[:missing])
+            view = view[missing:]
+            if len(self._header) == _HEADER.size:
+                number, self._left = _HEADER.unpack(self._header)
+                self._header = b""
+                if number not in _STREAMS:
+                    raise BackendError(f"docker sent output of an unknown stream {number}")
+                self._stream = _STREAMS[number]
+
+
+class Connection:
+    """The connection of one started exec."""
+
+    def __init__(self, response: Any) -> None:
+        """`response` is the HTTP response by which the engine agreed to switch to the stream."""
+        self._response = response
+        # The buffered reader, not the socket below it: what arrived together with the head of the response is there
+        # already and would be lost.
+        self._file = response.raw._fp.fp
+        self._socket: socket.socket = self._file.raw._sock
+        self._socket.settimeout(None)
+
+    @classmethod
+    def start(cls, api: Any, exec_id: str) -> Connection:
+        """Start a created exec and attach to its output. Blocking."""
+        response = api._post_json(
+            api._url("/exec/{0}/start", exec_id),
+            headers={"Connection": "Upgrade", "Upgrade": "tcp"},
+            data={"Tty": False, "Detach": False},
+            stream=True,
+        )
+        api._raise_for_status(response)
+        return cls(response)
+
+    def read(self) -> bytes | None:
+        """Some bytes; None at the end. Blocking."""
+        try:
+            data: bytes = self._file.read1(_CHUNK)
+        except (OSError, ValueError):  # closed by stop(), or the engine died: the exec's own state tells which
+            data = b""
+        return data or None
+
+    def stop(self) -> None:
+        """Make a blocked `read` return."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Release the connection, when nobody reads any more."""
+        self._response.close()
+
+    def reader(self) -> ThreadedReader[bytes]:
+        """Read it in a thread, which closes the connection at its end."""
+
+        def read() -> bytes | None:
+            data = self.read()
+            if data is None:
+                self.close()
+            return data
+
+        return ThreadedReader(read, self.stop)
+
+    def collect(self) -> dict[Stream, bytes]:
+        """Everything, for a short command. Blocking."""
+        found: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
+        demux = Demux()
+        try:
+            while (data := self.read()) is not None:
+                for stream, piece in demux.feed(data):
+                    found[stream] += piece
+        finally:
+            self.close()
+        return found
