@@ -10,7 +10,9 @@ what a run, a step or a resource is, beyond the spelling of their subjects.
 from conveyor_runtime.bus.connection import Bus
 from conveyor_runtime.bus.errors import ApiError, PayloadTooLarge
 from conveyor_runtime.bus.publisher import CommitStats, Committer
+from conveyor_runtime.bus.puller import Delivery, Puller, Slots
 from conveyor_runtime.bus.server import EmbeddedServer
+from conveyor_runtime.bus.tail import Tail
 from conveyor_runtime.bus.wire import Message, Receipt, StoredMsg
 
 __all__ = [
@@ -18,9 +20,13 @@ __all__ = [
     "Bus",
     "CommitStats",
     "Committer",
+    "Delivery",
     "EmbeddedServer",
     "Message",
     "PayloadTooLarge",
+    "Puller",
     "Receipt",
+    "Slots",
     "StoredMsg",
+    "Tail",
 ]

@@ -8,10 +8,11 @@ after their author was told that they failed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
@@ -247,6 +248,10 @@ class Link:
         writer = getattr(self._nc._transport, "_io_writer", None)
         return 0 if writer is None else int(writer.transport.get_write_buffer_size())
 
+    def new_inbox(self) -> str:
+        """A fresh subject nobody else listens to."""
+        return str(self._nc.new_inbox())
+
     def check_size(self, subject: str, size: int) -> None:
         """Raise PayloadTooLarge when headers and data together exceed what the server takes."""
         # A frame too big would make the server close the connection.
@@ -314,13 +319,19 @@ class Link:
             self._nc._transport.write(b"SUB %s  %d\r\n" % (subject.encode(), sub._id))
         return sub
 
-    async def unsubscribe_raw(self, sub: Subscription) -> None:
-        """Unsubscribe so that nothing is lost: returns once all that was on its way has been taken."""
+    def unsubscribe_raw(self, sub: Subscription) -> Coroutine[Any, Any, None]:
+        """Tell the server now, ahead of every frame sent later; await the rest.
+
+        It returns once all that was on its way has been taken, so nothing is lost.
+        """
+        with contextlib.suppress(BusUnavailable):  # the server forgets the subscription with the connection
+            self.send(b"UNSUB %d\r\n" % sub._id)
+        return self._drop_sub(sub)
+
+    async def _drop_sub(self, sub: Subscription) -> None:
         try:
-            if self.connected:
-                self.send(b"UNSUB %d\r\n" % sub._id)
-                await self.barrier()
+            await self.barrier()
         except BusUnavailable:
-            pass  # the server forgets the subscription with the connection
+            pass
         finally:
             self._nc._remove_sub(sub._id)

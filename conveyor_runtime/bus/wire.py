@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from nats.aio.msg import Msg
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 _SUBJECT = re.compile(r"[!-~]+")
-_LINES = re.compile(r"(?:[!-9;-~]+:[^\r\n]*\r\n)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +97,17 @@ def header_lines(message: Message) -> bytes:
     """
     if _SUBJECT.fullmatch(message.subject) is None:
         raise BusError(f"not a subject: {message.subject!r}")
-    lines = ""
+    lines = [f"{name}: {value}\r\n" for name, value in (message.headers or {}).items()]
     if message.msg_id is not None:
-        lines = f"Nats-Msg-Id: {message.msg_id}\r\n"
+        lines.append(f"Nats-Msg-Id: {message.msg_id}\r\n")
     if message.expect is not None:
-        lines += f"Nats-Expected-Last-Subject-Sequence: {message.expect}\r\n"
+        lines.append(f"Nats-Expected-Last-Subject-Sequence: {message.expect}\r\n")
     if message.ttl is not None:
-        lines += f"Nats-TTL: {max(1, math.ceil(message.ttl))}\r\n"
-    if message.headers:
-        for name, value in message.headers.items():
-            lines += f"{name}: {value}\r\n"
-    if lines and _LINES.fullmatch(lines) is None:
-        raise BusError(f"a header or the Msg-Id of {message.subject} has a line break, or a name no name")
-    return lines.encode()
+        lines.append(f"Nats-TTL: {max(1, math.ceil(message.ttl))}\r\n")
+    text = "".join(lines)
+    if text.count("\n") != len(lines) or text.count("\r") != len(lines):
+        raise BusError(f"a header or the Msg-Id of {message.subject} has a line break")
+    return text.encode()
 
 
 def assemble(subject: str, lines: bytes, data: bytes, reply: str = "") -> bytes:
@@ -142,6 +139,23 @@ def decode_ack(msg: Msg) -> PubAck:
         return PubAck(error=-1, status=500, description=f"unreadable answer {bytes(msg.data[:80])!r}")
 
 
+class Origin(NamedTuple):
+    """What a consumer tells about a message it delivers, in the subject of its acknowledgement."""
+
+    num_delivered: int
+    stream_seq: int
+    consumer_seq: int
+    time_ns: int
+    pending: int
+
+
+def origin(reply: str) -> Origin:
+    """Read the acknowledgement subject; its longer form names domain and account first."""
+    tokens = reply.split(".")
+    first = 4 if len(tokens) == 9 else 6
+    return Origin(*map(int, tokens[first : first + 5]))
+
+
 def parse_headers(raw: bytes) -> dict[str, str]:
     """Header block as stored by the server (`NATS/1.0` line first) to a mapping; the first value wins."""
     headers: dict[str, str] = {}
@@ -150,6 +164,11 @@ def parse_headers(raw: bytes) -> dict[str, str]:
         if colon:
             headers.setdefault(name.decode("utf-8", "replace"), value.strip().decode("utf-8", "replace"))
     return headers
+
+
+def time_of(ns: int) -> datetime:
+    """Nanoseconds since the epoch to a UTC time."""
+    return datetime.fromtimestamp(ns // 1_000_000_000, UTC).replace(microsecond=ns % 1_000_000_000 // 1000)
 
 
 def parse_time(text: str) -> datetime:
