@@ -71,9 +71,11 @@ BUILT_IN = Registry([("docker", _docker), ("native", _native)])
 class Orchestra:
     """The backends one process can use."""
 
-    def __init__(self, backends: Mapping[str, Backend], default: str) -> None:
+    def __init__(self, backends: Mapping[str, Backend], default: str, host: Backend) -> None:
+        """`backends` serve tasks; `host` is the native one, among them or not."""
         self._backends = dict(backends)
         self._default = default
+        self._host = host
 
     @classmethod
     async def open(
@@ -85,14 +87,23 @@ class Orchestra:
         `BackendUnavailable` when the one chosen does not answer.
         """
         settings = BackendSettings(native_root=native_root)
+        host = await registry.open("native", settings)
+        if choice == "native":
+            return cls({"native": host}, "native", host)
         if choice != "auto":
-            return cls({choice: await registry.open(choice, settings)}, choice)
-        backends = {"native": await registry.open("native", settings)}
+            return cls({choice: await registry.open(choice, settings)}, choice, host)
+        backends = {"native": host}
         try:
             backends["docker"] = await registry.open("docker", settings)
         except BackendUnavailable as error:
             logger.info("no docker here, native only: %s", error, extra={"action": "backend_absent"})
-        return cls(backends, "docker" if "docker" in backends else "native")
+        return cls(backends, "docker" if "docker" in backends else "native", host)
+
+    @property
+    def host(self) -> Backend:
+        """The native backend, for what a driver itself must run on this machine (git, for one). Always there, and in
+        `backends` for the janitor, but it serves tasks only where it was chosen."""
+        return self._host
 
     @property
     def default(self) -> Backend:
@@ -101,13 +112,14 @@ class Orchestra:
 
     @property
     def backends(self) -> list[Backend]:
-        """All of them, the default first."""
-        return sorted(self._backends.values(), key=lambda backend: backend.name != self._default)
+        """Every place where this process may have left something: what the janitor has to look after."""
+        served = list(self._serving())
+        return served if self._host in served else [*served, self._host]
 
     @property
     def nodes(self) -> list[str]:
-        """The places this process serves, the default's first."""
-        return [backend.node for backend in self.backends]
+        """The places whose tasks this process serves, the default's first."""
+        return [backend.node for backend in self._serving()]
 
     def pick(self, name: str | None = None) -> Backend:
         """The backend of that name, or the default. Raises `TerminalError` if this process has none such."""
@@ -121,7 +133,7 @@ class Orchestra:
 
     def by_node(self, node: str) -> Backend:
         """The backend that is that place. Raises `TerminalError` if this process does not serve it."""
-        for backend in self.backends:
+        for backend in self._serving():
             if backend.node == node:
                 return backend
         raise TerminalError(f"node {node!r} is not served here (only {', '.join(self.nodes)})")
@@ -130,3 +142,6 @@ class Orchestra:
         """Release the connections. Containers go on."""
         for backend in self.backends:
             await backend.close()
+
+    def _serving(self) -> list[Backend]:
+        return sorted(self._backends.values(), key=lambda backend: backend.name != self._default)

@@ -1,0 +1,53 @@
+"""container-start: have the image, start the sandbox that the run's later steps work in."""
+
+from __future__ import annotations
+
+from conveyor_runtime.errors import ImageNotFound, TerminalError
+from conveyor_runtime.models import DriverResult, Resource
+from conveyor_runtime.orchestra import Task
+from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
+from drivers.sandboxes import SANDBOX, ContainerRef, owner_of, run_namespace
+from drivers.spec import TYPES, BuildSpec, backend_of
+
+
+async def reconcile(
+    payload: Resource[BuildSpec], event: str, run_id: str, logger: DriverLogger, context: RunContext
+) -> DriverResult:
+    """Start the sandbox, or find the one that an earlier attempt started."""
+    spec = payload.spec
+    backend = context.orchestra.pick(spec.backend)
+    if backend.name != "native" and not spec.image:
+        raise TerminalError(
+            f"backend {backend.name} needs an image: set spec.image, or a default image for {payload.resource}"
+        )
+    task = Task(id=SANDBOX, image=spec.image or "", limits=spec.limits.as_limits(), pull=spec.pull)
+
+    async def progress(line: str) -> None:
+        logger.info(line)
+
+    try:
+        await backend.prepare(task, progress)
+        context.ensure_current()
+        sandbox = await backend.start_sandbox(run_namespace(context), task, owner_of(context))
+    except ImageNotFound as error:
+        raise TerminalError(str(error)) from error
+    where = f"{backend.name} sandbox {sandbox.id[:12] if backend.name == 'docker' else sandbox.id}"
+    logger.info(f"started {where}" + (f" from {spec.image}" if spec.image and backend.name != "native" else ""))
+    ref = ContainerRef(
+        container_id=sandbox.id,
+        backend=backend.name,
+        node=backend.node,
+        image=spec.image,
+        workspace=sandbox.workspace,
+    )
+    return DriverResult(success=True, message=f"{where} is running", data=ref.model_dump(by_alias=True))
+
+
+driver = Driver(
+    name="container-start",
+    resources=TYPES,
+    reconcile=reconcile,
+    sandbox=True,
+    direct=False,
+    backend_of=backend_of,
+)
