@@ -57,7 +57,7 @@ class KeyedQueue(Generic[K]):
             self._failures.pop(key, None)
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it was, the key must be tried again
+        except Exception as error:
             failed = True
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             log.warning("%s of %s failed and is tried again: %s", self._name, key, error, exc_info=failures == 3)

@@ -79,6 +79,7 @@ class StepState(Model):
 
     `attempt` is 0 until the step is opened; `takeover` counts hand-overs of this attempt, `deaths` those because the
     worker died; `issue` counts publications of its dispatch, 0 = not yet published because no driver could take it.
+    `node` is where the dispatch goes (None = anywhere), `claimed_node` where the latest known claim was.
     """
 
     status: Status = Status.PENDING
@@ -88,6 +89,7 @@ class StepState(Model):
     issue: int = 0
     issued_at: datetime | None = None
     node: str | None = None
+    claimed_node: str | None = None
     due: datetime | None = None
     foreign_seq: int | None = None
     message: str = ""
@@ -115,6 +117,7 @@ class Cancel(Model):
 class RunRecord(Model):
     """`run.<run_id>`: plan, progress and outbox of one run.
 
+    `status` is always written, and before anything a user can fill: the view reads it without decoding the rest.
     `resource` is pinned as of its generation; above 4 KiB it lies in `input.<run_id>` and is None here. `plan` is None
     while a direct run waits for the first driver that takes its type.
     """
@@ -124,7 +127,7 @@ class RunRecord(Model):
     name: str
     event: str
     generation: int
-    status: Status = Status.ACCEPTED
+    status: Status
     reason: str = ""
     pipeline: str | None = None
     resource: Resource | None = None

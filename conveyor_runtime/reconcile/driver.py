@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,9 +93,8 @@ class Driver:
         """The typed spec of `Resource[MySpec]`, if there is one; its JSON Schema can serve as the definition's."""
         if self.payload_type is str:
             return None
-        hint = self.payload_type.model_fields["spec"].annotation  # type: ignore[union-attr]
-        is_model = isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and issubclass(hint, BaseModel)
-        return hint if is_model else None
+        hint: object = self.payload_type.model_fields["spec"].annotation  # type: ignore[union-attr]
+        return hint if inspect.isclass(hint) and issubclass(hint, BaseModel) else None
 
     def record(self, nodes: tuple[str, ...] = ()) -> DriverRecord:
         """What is registered in the state for everybody to see."""

@@ -1,0 +1,142 @@
+"""A run as people and clients see it: what the record says, and what claims, drivers and leases add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from conveyor_runtime.engine.planner import step_of
+from conveyor_runtime.models import ENGINE, Claim, RunRecord, Status, StepState
+from conveyor_runtime.store import View
+
+
+class StepView(BaseModel):
+    """One step of a run. `data` is what its driver reported."""
+
+    id: str
+    name: str
+    driver: str
+    status: Status
+    attempt: int
+    message: str = ""
+    exit_code: int | None = None
+    node: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    data: Any = None
+    finally_: bool = Field(default=False, serialization_alias="finally")
+
+
+class ResourceRef(BaseModel):
+    """Which resource a run is of, as of which generation."""
+
+    resource: str
+    name: str
+    generation: int
+
+
+class RunView(BaseModel):
+    """A run. `reason` says why it waits or why it ended as it did."""
+
+    run_id: str
+    status: Status
+    reason: str
+    event: str
+    resource: ResourceRef
+    pipeline: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    steps: list[StepView]
+
+
+def describe_run(run: RunRecord, view: View, data: Mapping[str, Any] | None = None) -> RunView:
+    """What is true of `run` now. `data` maps data keys to values kept outside the record."""
+    claims = dict(view.claims_of(run.run_id))
+    steps = [_describe_step(run, step.id, claims, view, data or {}) for step in run.plan or ()]
+    starts = [step.started_at for step in steps if step.started_at is not None]
+    status, reason = _status(run, steps, view)
+    return RunView(
+        run_id=run.run_id,
+        status=status,
+        reason=reason,
+        event=run.event,
+        resource=ResourceRef(resource=run.type, name=run.name, generation=run.generation),
+        pipeline=run.pipeline,
+        created_at=run.created_at,
+        started_at=min(starts, default=None),
+        finished_at=run.finished_at,
+        steps=steps,
+    )
+
+
+def _describe_step(
+    run: RunRecord, step_id: str, claims: Mapping[tuple[str, int, int], Claim], view: View, data: Mapping[str, Any]
+) -> StepView:
+    planned = step_of(run, step_id)
+    state = run.steps.get(step_id, StepState())
+    claim = claims.get((step_id, state.attempt, state.takeover))
+    if claim is not None and claim.instance == ENGINE:
+        claim = None
+    status, message, started = state.status, state.message, state.started_at
+    if state.open and not run.status.terminal:
+        if claim is not None:
+            status, started = Status.RUNNING, started or claim.at
+        else:
+            message = _why_pending(planned.driver, state, view)
+    return StepView(
+        id=planned.id,
+        name=planned.name or planned.id,
+        driver=planned.driver,
+        status=status,
+        attempt=state.attempt,
+        message=message,
+        exit_code=state.exit_code,
+        node=(claim.node if claim else None) or state.claimed_node or state.node,
+        started_at=started,
+        finished_at=state.finished_at,
+        data=data.get(state.data_key, state.data) if state.data_key else state.data,
+        finally_=planned.finally_,
+    )
+
+
+def _why_pending(driver: str, state: StepState, view: View) -> str:
+    where = f" on node {state.node}" if state.node else ""
+    if view.driver(driver) is None:
+        return f"waits for a driver named {driver}: none has ever registered"
+    alive = [
+        it.record
+        for it in view.instances()
+        if it.record.driver == driver
+        and not (it.record.ended or it.record.gone)
+        and (state.node is None or state.node in it.record.nodes)
+    ]
+    if not alive:
+        return f"waits for a {driver} process{where}: none is running"
+    return f"waits for a free {driver}{where}"
+
+
+def _status(run: RunRecord, steps: list[StepView], view: View) -> tuple[Status, str]:
+    if run.status.terminal:
+        return run.status, run.reason
+    if run.cancel is not None:
+        return Status.CANCELLING, f"cancelled by {run.cancel.who}: {run.cancel.why}".rstrip(": ")
+    resource = view.resource(run.type, run.name)
+    active = resource.record.active if resource else None
+    if active is None or active.run_id != run.run_id:
+        if active is not None:
+            return Status.ACCEPTED, f"waits for run {active.run_id} of the same resource"
+        return Status.ACCEPTED, run.reason
+    if run.plan is None:
+        return Status.PENDING, f"waits for a driver that takes {run.event} of {run.type}"
+    waiting = next((step for step in steps if step.status is Status.PENDING and step.attempt > 0), None)
+    retrying = next((step for step in steps if step.status is Status.AWAITING_RETRY), None)
+    moved = any(step.status is not Status.PENDING for step in steps)
+    if retrying is not None:
+        return Status.RUNNING, f"step {retrying.id} is tried again: {retrying.message}"
+    if waiting is not None:
+        return (Status.RUNNING if moved else Status.PENDING), f"step {waiting.id} {waiting.message}"
+    return (Status.RUNNING if moved else Status.PENDING), ""

@@ -1,0 +1,122 @@
+"""Hands open steps to drivers: one message each, published after the transition that names it is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Iterable
+
+import orjson
+
+from conveyor_runtime.bus import Bus, Committer, Message, Receipt, subjects
+from conveyor_runtime.errors import BusError, BusUnavailable
+from conveyor_runtime.models import PlannedStep, Resource, RunRecord, StepState
+from conveyor_runtime.models.message import (
+    H_ATTEMPT,
+    H_ISSUE,
+    H_RUN,
+    H_STEP,
+    H_TAKEOVER,
+    H_TIMEOUT,
+    META_ATTEMPT,
+    META_OUTPUT,
+    META_RESULT,
+    META_STEP,
+)
+from conveyor_runtime.store import State
+
+log = logging.getLogger(__name__)
+
+STREAM = "messages"
+
+
+class UndeliverableError(BusError):
+    """The dispatch can never be published: it is too large for the bus."""
+
+
+class Dispatcher:
+    """Publishes dispatches on the `messages` stream."""
+
+    def __init__(self, state: State, bus: Bus, committer: Committer) -> None:
+        self._state = state
+        self._bus = bus
+        self._committer = committer
+
+    async def publish(self, run: RunRecord, steps: Iterable[tuple[PlannedStep, StepState]]) -> list[Receipt]:
+        """Publish the dispatch of each step as its state says. Raises UndeliverableError, BusUnavailable."""
+        messages = [await self._message(run, step, state) for step, state in steps]
+        if not messages:
+            return []
+        units = [self._committer.commit([message]) for message in messages]
+        return [receipts[0] for receipts in await asyncio.gather(*units)]
+
+    async def publish_or_leave(self, run: RunRecord, steps: Iterable[tuple[PlannedStep, StepState]]) -> bool:
+        """As `publish`; False if the bus cannot take it now: the sweep then finds the message missing."""
+        try:
+            await self.publish(run, steps)
+        except BusUnavailable as error:
+            log.warning("a dispatch of run %s waits for the bus: %s", run.run_id, error)
+            return False
+        return True
+
+    async def _message(self, run: RunRecord, step: PlannedStep, state: StepState) -> Message:
+        resource = await self._payload(run, step, state)
+        body = {
+            "event": run.event,
+            "payload": resource.model_dump_json(exclude={"pipeline"} if resource.pipeline is None else None),
+            "id": secrets.token_hex(12),
+            "run_id": run.run_id,
+        }
+        record = self._state.view.driver(step.driver)
+        foreign = record is not None and record.foreign
+        headers = {
+            H_RUN: run.run_id,
+            H_STEP: step.id,
+            H_ATTEMPT: str(state.attempt),
+            H_TAKEOVER: str(state.takeover),
+            H_ISSUE: str(state.issue),
+        }
+        if step.timeout is not None:
+            headers[H_TIMEOUT] = str(step.timeout)
+        if state.node is not None:
+            subject = subjects.node_dispatch(step.driver, state.node, run.type)
+        else:
+            subject = subjects.step_dispatch(step.driver, run.type)
+        numbers = (run.run_id, step.id, state.attempt)
+        # A foreign driver acks before it works, so a second message would be a second run of the attempt.
+        msg_id = ".".join(map(str, numbers if foreign else (*numbers, state.takeover, state.issue)))
+        data = orjson.dumps(body)
+        if len(data) + 1024 > self._bus.max_payload:
+            raise UndeliverableError(
+                f"its dispatch is {len(data)} bytes, the bus takes {self._bus.max_payload};"
+                " let earlier steps report less data"
+            )
+        return Message(subject, data, msg_id=msg_id, headers=headers)
+
+    async def _payload(self, run: RunRecord, step: PlannedStep, state: StepState) -> Resource:
+        """The pinned resource with what earlier steps reported, and with the numbers a foreign driver echoes."""
+        resource = await self._state.run_input(run)
+        metadata = dict(resource.metadata)
+        for other in run.plan or ():
+            done = run.steps.get(other.id)
+            if done is None or not done.status.terminal or done.instance is None:
+                continue
+            data = await self._data(run, done)
+            result = {
+                "success": done.status == "Succeeded",
+                "message": done.message,
+                "data": data,
+                "driver": other.driver,
+            }
+            metadata[META_RESULT + other.driver] = orjson.dumps(result).decode()
+            metadata[META_OUTPUT + other.id] = orjson.dumps(data).decode()
+        metadata[META_STEP] = step.id
+        metadata[META_ATTEMPT] = str(state.attempt)
+        return resource.model_copy(update={"metadata": metadata})
+
+    async def _data(self, run: RunRecord, done: StepState) -> object:
+        if done.data_key is None:
+            return done.data
+        stored = await self._state.store.get(done.data_key)
+        return orjson.loads(stored.value) if stored else None

@@ -1,0 +1,200 @@
+"""The engine's working loop: one run at a time per key, level-triggered. Whoever notices something adds the run's id;
+`_work` looks at what is true and does what follows."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import datetime
+
+from conveyor_runtime.bus import Bus, Committer, Delivery, Puller, subjects
+from conveyor_runtime.engine import planner
+from conveyor_runtime.engine.dispatcher import Dispatcher
+from conveyor_runtime.engine.foreign import LOOK_PERIOD, ForeignDrivers, ForeignSteps
+from conveyor_runtime.engine.liveness import Liveness
+from conveyor_runtime.engine.ownership import Ownership
+from conveyor_runtime.engine.planner import Fleet
+from conveyor_runtime.engine.results import dead_letter, fold, run_id_of
+from conveyor_runtime.engine.settle import Settler
+from conveyor_runtime.engine.transitions import Transitions
+from conveyor_runtime.kit.keyed_queue import KeyedQueue
+from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord, Status, StepState, utc_now
+from conveyor_runtime.store import State
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Moves runs on. Any number of engines may share a bus."""
+
+    def __init__(
+        self, state: State, bus: Bus, messages: Committer, results: Puller, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        self.state = state
+        self._bus = bus
+        self._results = results
+        self.foreign = ForeignDrivers(state, bus)
+        self.transitions = Transitions(state, Dispatcher(state, bus, messages), self.fleet, now)
+        self.liveness = Liveness(state, bus)
+        self.liveness.listen(self._died)
+        self._ownership = Ownership(self.transitions, bus, self.liveness)
+        self._foreign_steps = ForeignSteps(self.transitions, bus)
+        self._settler = Settler(self.transitions, self.start, self._settle_later)
+        self._runs: KeyedQueue[str] = KeyedQueue(self._work, name="run")
+        self._resources: KeyedQueue[tuple[str, str]] = KeyedQueue(self._settle, name="resource")
+        self._inbox: dict[str, list[Delivery]] = defaultdict(list)
+        self._starting: set[str] = set()
+        state.view.listen(self._noticed)
+
+    def fleet(self) -> Fleet:
+        """What is registered now; a foreign driver counts only while its consumer is there."""
+        drivers = self.state.view.drivers()
+        return Fleet({name: it for name, it in drivers.items() if not it.foreign or name in self.foreign.present})
+
+    # -- what others call ----------------------------------------------------------------------------------------
+
+    def start(self, run_id: str) -> None:
+        """A run became active: publish what it names and see to it from now on."""
+        self._starting.add(run_id)
+        self._runs.add(run_id)
+
+    def look(self, run_id: str) -> None:
+        """Something about this run may have changed."""
+        self._runs.add(run_id)
+
+    def settle(self, type_: str, name: str) -> None:
+        """Something about the runs of this resource may have changed."""
+        self._resources.add((type_, name))
+
+    def cancelled(self, run: RunRecord) -> None:
+        """A cancel was written: act on it, and hasten the workers."""
+        self._bus.publish_core(subjects.cancel_hint(run.run_id), b"")
+        self._runs.add(run.run_id)
+
+    def is_active(self, run: RunRecord) -> bool:
+        """Whether its resource's turn is this run's."""
+        found = self.state.view.resource(run.type, run.name)
+        return found is not None and found.record.active is not None and found.record.active.run_id == run.run_id
+
+    async def forget_versions(self, record: ResourceRecord) -> None:
+        """Remove the earlier versions of a removed resource."""
+        await self._settler.forget_versions(record)
+
+    # -- loops ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Take in results for ever. The supervisor runs this beside `liveness.run`, `foreign.run` and the sweep."""
+        while True:
+            delivery = await self._results.next()
+            run_id = run_id_of(delivery)
+            if run_id is None:
+                await dead_letter(self._bus, delivery, "it names no run")
+                continue
+            self._inbox[run_id].append(delivery)
+            self._runs.add(run_id)
+
+    async def close(self) -> None:
+        """Stop working; what is in hand goes back to the bus."""
+        await self._results.stop()
+        await self._runs.close()
+        await self._resources.close()
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _settle_later(self, type_: str, name: str, seconds: float) -> None:
+        self._resources.add_later((type_, name), seconds)
+
+    async def _settle(self, key: tuple[str, str]) -> None:
+        await self._settler.settle(*key)
+
+    def _noticed(self, kind: str, parts: tuple[str, ...]) -> None:
+        """The view changed: add the runs that it may concern."""
+        if kind == "claim":
+            claim = self.state.view.claim(parts[0], parts[1], int(parts[2]), int(parts[3]))
+            if claim is not None and (claim.record.given_up or claim.record.timed_out):
+                self._runs.add(parts[0])
+        elif kind == "driver":
+            for run_id in self.state.view.live_runs:
+                self._runs.add(run_id)
+        elif kind == "instance":
+            self.liveness.noticed(parts[0])
+
+    async def _work(self, run_id: str) -> None:
+        deliveries = self._inbox.pop(run_id, [])
+        try:
+            found = await self.transitions.find(run_id)
+            if found is None:
+                for delivery in deliveries:
+                    await delivery.ack()
+                return
+            run = await self._progress(found.record, deliveries)
+            for delivery in deliveries:
+                await delivery.ack()
+        except BaseException:
+            for delivery in deliveries:
+                await delivery.nak(1.0)
+            raise
+        if run.status.terminal:
+            self._starting.discard(run_id)
+            self.settle(run.type, run.name)
+
+    def _died(self, instance_id: str) -> None:
+        """A worker died: look at every run it worked on."""
+        for run_id in self.state.view.live_runs:
+            if any(claim.instance == instance_id for _, claim in self.state.view.claims_of(run_id)):
+                self._runs.add(run_id)
+
+    async def _progress(self, run: RunRecord, deliveries: list[Delivery]) -> RunRecord:
+        """Everything that follows for this run from what is true now."""
+        if deliveries:
+            run = await fold(self.transitions, run, deliveries)
+        if run.status.terminal:
+            return run
+        if not self.is_active(run):
+            return await self._end_if_cancelled(run)
+        if run.run_id in self._starting:
+            noted = [(step, state) for step, state in planner.open_steps(run) if state.issue > 0]
+            run = await self.transitions.dispatch(run, noted)
+            self._starting.discard(run.run_id)
+        run = await self.transitions.change(run.run_id, self._pinned) or run
+        for step, state in list(planner.open_steps(run)):
+            run = await self._examine(run, step, state)
+        self._plan_retries(run)
+        return run
+
+    async def _examine(self, run: RunRecord, step: PlannedStep, state: StepState) -> RunRecord:
+        driver = self.state.view.driver(step.driver)
+        if driver is None or not driver.foreign:
+            return await self._ownership.examine(run, step, state, self._runs.add_later)
+        run = await self._foreign_steps.examine(run, step, state)
+        self._runs.add_later(run.run_id, LOOK_PERIOD)
+        return run
+
+    def _pinned(self, run: RunRecord) -> RunRecord:
+        """The run with its plan, made now for direct runs: one step per driver that takes the event."""
+        if run.plan is not None:
+            return run
+        fleet = self.fleet()
+        plan = planner.plan_direct(run.type, run.event, fleet)
+        if not plan and run.event in ("create", "update"):
+            return run
+        return run.model_copy(update={"plan": plan})
+
+    async def _end_if_cancelled(self, run: RunRecord) -> RunRecord:
+        """A run whose turn has not come ends at once when it is cancelled."""
+        if run.cancel is None:
+            return run
+        cancel, now = run.cancel, self.transitions.now()
+
+        def change(record: RunRecord) -> RunRecord:
+            if record.status.terminal or self.is_active(record):
+                return record
+            return planner.end_unstarted(record, f"cancelled by {cancel.who}: {cancel.why}".rstrip(": "), now)
+
+        return await self.transitions.change(run.run_id, change) or run
+
+    def _plan_retries(self, run: RunRecord) -> None:
+        dues = [it.due for it in run.steps.values() if it.status is Status.AWAITING_RETRY and it.due is not None]
+        if dues:
+            self._runs.add_later(run.run_id, max((min(dues) - self.transitions.now()).total_seconds(), 0.0))

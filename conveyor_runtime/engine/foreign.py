@@ -1,0 +1,184 @@
+"""Drivers built on Conveyor's own SDK: known by their consumer, they ack before they work and send no heartbeat.
+
+They are handed a step at most once per attempt, and only while their consumer is there to keep it. Whether they have
+taken it shows in the stream: the message leaves it. From then on the step waits for a result or its timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import datetime, timedelta
+
+from conveyor_runtime.bus import Bus, subjects
+from conveyor_runtime.bus.consumers import list_consumers
+from conveyor_runtime.bus.messages import delete_message, next_by_subject
+from conveyor_runtime.engine import planner
+from conveyor_runtime.engine.transitions import Transitions
+from conveyor_runtime.errors import InfrastructureError, RevisionConflict
+from conveyor_runtime.models import DriverRecord, PlannedStep, RunRecord, Status, StepState, is_name
+from conveyor_runtime.store import Put, State, keys
+
+log = logging.getLogger(__name__)
+
+MESSAGES = "messages"
+_OURS = "cvpy-"
+
+#: Seconds a foreign driver may work on a step that names no timeout.
+DEFAULT_TIMEOUT = 3600.0
+
+#: Seconds between two looks when no advisory comes, and between looks at steps a foreign driver works on.
+_SCAN_PERIOD = 15.0
+LOOK_PERIOD = 1.0
+
+
+class ForeignDrivers:
+    """Finds them. `present` are the names whose consumer exists."""
+
+    def __init__(self, state: State, bus: Bus) -> None:
+        self._state = state
+        self._bus = bus
+        self._changed = asyncio.Event()
+        self.present: frozenset[str] = frozenset()
+
+    async def run(self) -> None:
+        """Scan now, at each advisory that a consumer came or went, and every quarter of a minute."""
+        advisory = f"$JS.EVENT.ADVISORY.CONSUMER.*.{MESSAGES}.>"
+        unsubscribe = await self._bus.subscribe_core(advisory, lambda message: self._changed.set())
+        try:
+            while True:
+                self._changed.clear()
+                try:
+                    await self.scan()
+                except InfrastructureError as error:
+                    log.warning("could not look for foreign drivers: %s", error)
+                try:
+                    async with asyncio.timeout(_SCAN_PERIOD):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            await unsubscribe()
+
+    async def scan(self) -> None:
+        """Read the consumers of `messages`; write the record of each foreign driver that is new."""
+        found: dict[str, set[str]] = {}
+        for info in await list_consumers(self._bus, MESSAGES):
+            name, config = info["name"], info["config"]
+            if name.startswith(_OURS) or not is_name(name):
+                continue
+            filters = config.get("filter_subjects") or [config.get("filter_subject", "")]
+            types = {type_ for subject in filters if (type_ := _type_of(subject, name)) is not None}
+            if types:
+                found[name] = types
+        for name, types in found.items():
+            await self._register(name, tuple(sorted(types)))
+        went_or_came = self.present != frozenset(found)
+        self.present = frozenset(found)
+        if went_or_came:
+            for name in found:
+                self._state.view.touch("driver", name)
+
+    async def _register(self, name: str, types: tuple[str, ...]) -> None:
+        known = await self._state.driver(name)
+        record = DriverRecord(name=name, types=types, sdk="foreign", direct=True)
+        if known is not None and not known.record.foreign:
+            log.warning("a foreign consumer bears the name of our driver %s: it would take its events twice", name)
+            return
+        if known is None or known.record != record:
+            try:
+                await self._state.commit(Put(keys.driver(name), record, known.revision if known else 0))
+                log.info("foreign driver %s serves %s", name, ", ".join(types))
+            except RevisionConflict:
+                pass
+
+
+class ForeignSteps:
+    """Sees to the open steps of foreign drivers."""
+
+    def __init__(self, transitions: Transitions, bus: Bus) -> None:
+        self._transitions = transitions
+        self._bus = bus
+
+    async def examine(self, run: RunRecord, step: PlannedStep, state: StepState) -> RunRecord:
+        """The run after whatever this step's message and clock call for."""
+        if state.issue == 0:
+            return await self._end_if_cancelled(run, step, state)
+        now = self._transitions.now()
+        if state.foreign_seq is None:
+            return await self._note_sequence(run, step, state, now)
+        waiting = await self._is_waiting(run, step, state.foreign_seq)
+        if waiting and planner.cancel_applies(run, step):
+            # Deleted before it was taken: nobody will work on it. If it is taken at this moment, the delete fails.
+            if await delete_message(self._bus, MESSAGES, state.foreign_seq):
+                return await self._end(run, step, state, Status.CANCELLED, "cancelled before a driver took it")
+            return run
+        if waiting:
+            return run
+        if state.due is None:
+            due = now + timedelta(seconds=step.timeout or DEFAULT_TIMEOUT)
+            return await self._update(run, step, state, {"due": due, "started_at": now})
+        if state.due <= now:
+            return await self._end(run, step, state, Status.TIMED_OUT, "no result came within its timeout")
+        return run
+
+    async def _end_if_cancelled(self, run: RunRecord, step: PlannedStep, state: StepState) -> RunRecord:
+        if planner.cancel_applies(run, step):
+            return await self._end(run, step, state, Status.CANCELLED, "cancelled before a driver took it")
+        return run
+
+    async def _note_sequence(self, run: RunRecord, step: PlannedStep, state: StepState, now: datetime) -> RunRecord:
+        """Find the stored dispatch by its Msg-Id; publish it again only while the server still tells duplicates."""
+        msg_id = f"{run.run_id}.{step.id}.{state.attempt}"
+        subject = subjects.step_dispatch(step.driver, run.type)
+        sequence = 1
+        while (message := await next_by_subject(self._bus, MESSAGES, subject, sequence)) is not None:
+            if message.headers.get("Nats-Msg-Id") == msg_id:
+                return await self._update(run, step, state, {"foreign_seq": message.seq})
+            sequence = message.seq + 1
+        if state.issued_at is not None and now - state.issued_at < timedelta(seconds=90):
+            receipts = await self._transitions.dispatcher.publish(run, [(step, state)])
+            return await self._update(run, step, state, {"foreign_seq": receipts[0].seq})
+        due = now + timedelta(seconds=step.timeout or DEFAULT_TIMEOUT)
+        return await self._update(run, step, state, {"foreign_seq": 0, "due": due, "started_at": now})
+
+    async def _is_waiting(self, run: RunRecord, step: PlannedStep, sequence: int) -> bool:
+        if sequence == 0:
+            return False
+        subject = subjects.step_dispatch(step.driver, run.type)
+        message = await next_by_subject(self._bus, MESSAGES, subject, sequence)
+        return message is not None and message.seq == sequence
+
+    async def _update(
+        self, run: RunRecord, step: PlannedStep, state: StepState, update: dict[str, object]
+    ) -> RunRecord:
+        def change(record: RunRecord) -> RunRecord:
+            current = record.steps.get(step.id)
+            if current is None or not current.open or current.attempt != state.attempt:
+                return record
+            return record.model_copy(update={"steps": {**record.steps, step.id: current.model_copy(update=update)}})
+
+        return await self._transitions.change(run.run_id, change) or run
+
+    async def _end(self, run: RunRecord, step: PlannedStep, state: StepState, status: Status, why: str) -> RunRecord:
+        def change(record: RunRecord) -> RunRecord:
+            current = record.steps.get(step.id)
+            if current is None or not current.open or current.attempt != state.attempt:
+                return record
+            return planner.end_step(record, step.id, status, why, self._transitions.now())
+
+        return await self._transitions.change(run.run_id, change) or run
+
+
+def _type_of(subject: str, driver: str) -> str | None:
+    """The resource type of a filter `drivers.<driver>.resources.<type>`; None if it is another subject."""
+    parts = subject.split(".")
+    if (
+        len(parts) == 4
+        and parts[0] == "drivers"
+        and parts[1] == driver
+        and parts[2] == "resources"
+        and is_name(parts[3])
+    ):
+        return parts[3]
+    return None

@@ -1,0 +1,179 @@
+"""What a resource owes: which run is active, which wait, which are superseded, when a deleted one is gone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
+from functools import partial
+
+import uuid_utils
+
+from conveyor_runtime.engine import planner
+from conveyor_runtime.engine.transitions import Transitions
+from conveyor_runtime.errors import RevisionConflict
+from conveyor_runtime.models import Entry, ResourceRecord, RunRecord, Status
+from conveyor_runtime.store import Put, Versioned, keys
+
+log = logging.getLogger(__name__)
+
+#: Event of runs that were asked for by a change of the resource, not by a driver or a timer.
+_CHANGES = ("create", "update")
+
+_ABOVE = 4096
+
+
+def new_run_id() -> str:
+    """A UUIDv7: ids sort by the time they were made."""
+    return str(uuid_utils.uuid7())
+
+
+def run_puts(run: RunRecord) -> list[Put]:
+    """How a new run is written: its resource in a key of its own if it is large."""
+    if run.resource is not None and len(run.resource.encode()) > _ABOVE:
+        record = run.model_copy(update={"resource": None})
+        return [Put(keys.run_input(run.run_id), run.resource, 0), Put(keys.run(run.run_id), record, 0)]
+    return [Put(keys.run(run.run_id), run, 0)]
+
+
+def superseded(record: ResourceRecord, keep_all: bool) -> Iterator[tuple[Entry, str]]:
+    """Entries that must end unrun, with the reason."""
+    if record.deleting:
+        by = next((entry.run_id for entry in reversed(record.entries) if entry.event == "delete"), "the delete")
+        for entry in record.queue:
+            if entry.event != "delete":
+                yield entry, f"superseded by {by}"
+        return
+    newest = next((entry for entry in reversed(record.queue) if entry.event in _CHANGES and entry.due is None), None)
+    if newest is None:
+        return
+    for entry in record.queue:
+        waits_its_turn = entry.event in _CHANGES and entry.due is None
+        if entry.generation < newest.generation and not (keep_all and waits_its_turn):
+            yield entry, f"superseded by {newest.run_id}"
+
+
+def next_record(record: ResourceRecord, ended: Mapping[str, RunRecord], now: datetime) -> ResourceRecord:
+    """The record without its ended entries, the next due one active; the same object if nothing changes."""
+    active = record.active
+    update: dict[str, object] = {}
+    if active is not None and active.run_id in ended:
+        run = ended[active.run_id]
+        update = {"last_run": active.run_id}
+        if run.status is Status.SUCCEEDED and active.event != "delete":
+            update["observed_generation"] = active.generation
+        active = None
+    queue = tuple(entry for entry in record.queue if entry.run_id not in ended)
+    if active is None:
+        active = next((entry for entry in queue if entry.due is None or entry.due <= now), None)
+        queue = tuple(entry for entry in queue if entry is not active)
+    if active is record.active and queue == record.queue:
+        return record
+    return record.model_copy(update={**update, "active": active, "queue": queue})
+
+
+class Settler:
+    """Brings a resource record in line with the runs it names. Any engine, any time: every step is compare-and-set."""
+
+    def __init__(
+        self, transitions: Transitions, start: Callable[[str], None], later: Callable[[str, str, float], None]
+    ):
+        self._transitions = transitions
+        self._state = transitions.state
+        self._start = start
+        self._later = later
+
+    async def settle(self, type_: str, name: str) -> None:
+        """Do all that is due. `start(run_id)` is called for a run that became active, `later(type, name, seconds)` for
+        one that will."""
+        found = self._state.view.resource(type_, name) or await self._state.resource(type_, name)
+        requeued: Entry | None = None
+        while found is not None:
+            record = found.record
+            ended = await self._end_what_must(record)
+            active_run = ended.get(record.active.run_id) if record.active else None
+            if active_run is not None and planner.delete_succeeded(record, active_run):
+                if await self._remove(found):
+                    return
+                found = await self._state.resource(type_, name)
+                continue
+            if active_run is not None and requeued is None:
+                requeued = await self._requeue(record, active_run)
+            after = next_record(record, ended, self._transitions.now())
+            if requeued is not None:
+                after = after.model_copy(update={"queue": (*after.queue, requeued)})
+            if after is record:
+                self._plan_later(record)
+                return
+            try:
+                await self._state.commit(Put(keys.resource(type_, name), after, found.revision))
+            except RevisionConflict:
+                found = await self._state.resource(type_, name)
+                continue
+            self._plan_later(after)
+            if after.active is not None and after.active != record.active:
+                self._start(after.active.run_id)
+            return
+
+    async def _end_what_must(self, record: ResourceRecord) -> dict[str, RunRecord]:
+        """End superseded runs, cancel the active one under a delete; the entries' runs that are terminal."""
+        now = self._transitions.now()
+        definition = self._state.view.definition(record.type)
+        keep_all = definition is not None and definition.record.queue == "all"
+        for entry, reason in superseded(record, keep_all):
+            await self._transitions.change(entry.run_id, partial(planner.end_unstarted, reason=reason, now=now))
+        if record.deleting and record.active and record.active.event != "delete":
+            run = await self._transitions.change(
+                record.active.run_id, lambda run: planner.cancel(run, "delete", "the resource is being deleted", now)
+            )
+            if run is not None and not run.status.terminal:
+                self._start(run.run_id)
+        ended = {}
+        for entry in record.entries:
+            found = await self._transitions.find(entry.run_id)
+            if found is not None and found.record.status.terminal:
+                ended[entry.run_id] = found.record
+        return ended
+
+    async def _requeue(self, record: ResourceRecord, run: RunRecord) -> Entry | None:
+        """The run its driver asked for, written before the record names it."""
+        if run.requeue_after is None or (record.deleting and run.event != "delete"):
+            return None
+        now = self._transitions.now()
+        due = (run.finished_at or now) + timedelta(seconds=run.requeue_after)
+        again = RunRecord(
+            run_id=new_run_id(),
+            type=run.type,
+            name=run.name,
+            event=run.event,
+            generation=run.generation,
+            status=Status.ACCEPTED,
+            pipeline=run.pipeline,
+            resource=await self._state.run_input(run),
+            plan=None if run.pipeline is None and run.event != "delete" else run.plan,
+            created_at=now,
+        )
+        await self._state.commit(*run_puts(again))
+        return Entry(run_id=again.run_id, event=again.event, generation=again.generation, due=due)
+
+    async def _remove(self, found: Versioned[ResourceRecord]) -> bool:
+        """The deleted resource's record and its earlier versions; False if somebody else wrote meanwhile."""
+        record = found.record
+        try:
+            await self._state.commit(Put(keys.resource(record.type, record.name), None, found.revision))
+        except RevisionConflict:
+            return False
+        await self.forget_versions(record)
+        return True
+
+    async def forget_versions(self, record: ResourceRecord) -> None:
+        """Remove the earlier versions of a removed resource. Their keys bear its id, so what a crash leaves behind is
+        never shown."""
+        for revision in range(1, record.revision):
+            await self._state.commit(Put(keys.version(record.id, revision), None))
+
+    def _plan_later(self, record: ResourceRecord) -> None:
+        dues = [entry.due for entry in record.queue if entry.due is not None]
+        if record.active is None and dues:
+            wait = (min(dues) - self._transitions.now()).total_seconds()
+            self._later(record.type, record.name, max(wait, 0.0))

@@ -1,0 +1,154 @@
+"""Closes every gap a crash can leave between two writes: at start, every minute, after each reconnect.
+
+It walks runs that are not terminal and resources that owe runs; whatever it finds it hands to the engine's ordinary
+loop, which does nothing where nothing is amiss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from conveyor_runtime.bus import Bus, subjects
+from conveyor_runtime.bus.consumers import consumer_info
+from conveyor_runtime.bus.messages import next_by_subject
+from conveyor_runtime.engine import planner
+from conveyor_runtime.engine.engine import Engine
+from conveyor_runtime.engine.foreign import MESSAGES
+from conveyor_runtime.errors import InfrastructureError, RevisionConflict
+from conveyor_runtime.models import PlannedStep, RunRecord, StepState
+from conveyor_runtime.store import Put, Versioned, keys
+
+log = logging.getLogger(__name__)
+
+PERIOD = 60.0
+
+#: A run that no resource record names this long after it was written was never accepted.
+ORPHAN_AGE = timedelta(minutes=1)
+
+#: Leases of processes dead this long are forgotten.
+DEAD_INSTANCE_AGE = timedelta(hours=1)
+
+#: Seconds after its publication before a dispatch is looked for.
+_SETTLING = timedelta(seconds=5)
+
+
+class Sweep:
+    """The engine's safety net. `now()` makes it run at once."""
+
+    def __init__(self, engine: Engine, bus: Bus) -> None:
+        self._engine = engine
+        self._state = engine.state
+        self._transitions = engine.transitions
+        self._bus = bus
+        self._wake = asyncio.Event()
+        bus.add_connection_listener(lambda connected: self._wake.set() if connected else None)
+
+    async def run(self) -> None:
+        """Sweep now, then every minute and after each reconnect."""
+        while True:
+            self._wake.clear()
+            try:
+                await self.sweep()
+            except InfrastructureError as error:
+                log.warning("the sweep stopped half-way and is made again: %s", error)
+            try:
+                async with asyncio.timeout(PERIOD):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def sweep(self) -> None:
+        """One walk over everything that is not finished."""
+        for resource in list(self._state.view.resources()):
+            if resource.record.active or resource.record.queue:
+                self._engine.settle(resource.record.type, resource.record.name)
+        floors: dict[str, int | None] = {}
+        for run_id in sorted(self._state.view.live_runs):
+            found = self._state.view.run(run_id)
+            if found is None:
+                continue
+            if await self._remove_orphan(found):
+                continue
+            if self._engine.is_active(found.record):
+                await self._issue_again(found.record, floors)
+            self._engine.look(run_id)
+        await self._forget_dead_instances()
+
+    async def _remove_orphan(self, found: Versioned[RunRecord]) -> bool:
+        """Remove a run that was never accepted; True if this was one."""
+        run = found.record
+        if run.status != "Accepted" or self._transitions.now() - run.created_at < ORPHAN_AGE:
+            return False
+        resource = await self._state.resource(run.type, run.name)
+        if resource is not None and any(entry.run_id == run.run_id for entry in resource.record.entries):
+            return False
+        try:
+            await self._state.commit(
+                Put(keys.run(run.run_id), None, found.revision), Put(keys.run_input(run.run_id), None)
+            )
+        except RevisionConflict:
+            return False
+        log.info("run %s was never accepted and is removed", run.run_id)
+        return True
+
+    async def _issue_again(self, run: RunRecord, floors: dict[str, int | None]) -> None:
+        """Publish once more each dispatch that nobody claimed and whose message no longer waits."""
+        for step, state in list(planner.open_steps(run)):
+            driver = self._state.view.driver(step.driver)
+            if (
+                driver is None
+                or driver.foreign
+                or state.issue == 0
+                or state.issued_at is None
+                or run.cancel is not None
+            ):
+                continue
+            if self._state.view.claim(run.run_id, step.id, state.attempt, state.takeover) is not None:
+                continue
+            if self._transitions.now() - state.issued_at < _SETTLING:
+                continue
+            if await self._still_waits(run, step, state, floors):
+                continue
+            log.info("step %s of run %s is issued again: its message is gone", step.id, run.run_id)
+
+            def change(record: RunRecord, step: PlannedStep = step, state: StepState = state) -> RunRecord:
+                if record.steps.get(step.id) != state:
+                    return record
+                return planner.reissue(record, step.id, self._transitions.fleet(), self._transitions.now())
+
+            await self._transitions.change(run.run_id, change)
+
+    async def _still_waits(
+        self, run: RunRecord, step: PlannedStep, state: StepState, floors: dict[str, int | None]
+    ) -> bool:
+        """Whether the consumer's next undelivered message on this subject is no newer than the last issue."""
+        if state.node is not None:
+            consumer = subjects.node_consumer(step.driver, state.node)
+            subject = subjects.node_dispatch(step.driver, state.node, run.type)
+        else:
+            consumer = subjects.driver_consumer(step.driver)
+            subject = subjects.step_dispatch(step.driver, run.type)
+        if consumer not in floors:
+            info = await consumer_info(self._bus, MESSAGES, consumer)
+            floors[consumer] = int(info["delivered"]["stream_seq"]) if info else None
+        floor = floors[consumer]
+        if floor is None:
+            # No consumer: a message published now would be dropped. Its driver makes one when it starts.
+            return True
+        message = await next_by_subject(self._bus, MESSAGES, subject, floor + 1)
+        return message is not None and state.issued_at is not None and message.time <= state.issued_at + _SETTLING
+
+    async def _forget_dead_instances(self) -> None:
+        now = self._transitions.now()
+        working = {
+            claim.instance for run_id in self._state.view.live_runs for _, claim in self._state.view.claims_of(run_id)
+        }
+        for found in list(self._state.view.instances()):
+            old = now - found.record.renewed_at > DEAD_INSTANCE_AGE
+            if old and found.record.id not in working and self._engine.liveness.is_dead(found.record.id):
+                try:
+                    await self._state.commit(Put(keys.instance(found.record.id), None, found.revision))
+                except RevisionConflict:
+                    continue

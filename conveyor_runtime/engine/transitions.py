@@ -1,0 +1,65 @@
+"""The one way a run changes: read, plan, compare-and-set, publish what the new record names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from conveyor_runtime.engine import planner
+from conveyor_runtime.engine.dispatcher import Dispatcher, UndeliverableError
+from conveyor_runtime.engine.planner import Fleet
+from conveyor_runtime.errors import RevisionConflict
+from conveyor_runtime.models import RunRecord, Status, utc_now
+from conveyor_runtime.store import Put, State, Versioned, keys
+
+Change = Callable[[RunRecord], RunRecord]
+
+
+class Transitions:
+    """Changes run records. `fleet` tells what is registered, `now` the wall clock (UTC)."""
+
+    def __init__(
+        self, state: State, dispatcher: Dispatcher, fleet: Callable[[], Fleet], now: Callable[[], datetime] = utc_now
+    ) -> None:
+        self.state = state
+        self.dispatcher = dispatcher
+        self.fleet = fleet
+        self.now = now
+
+    async def find(self, run_id: str) -> Versioned[RunRecord] | None:
+        """The run as far as this process knows, else as the store does."""
+        return self.state.view.run(run_id) or await self.state.run(run_id)
+
+    async def change(self, run_id: str, change: Change, *, puts: Sequence[Put] = ()) -> RunRecord | None:
+        """Apply `change` and everything that follows from it; the run afterwards, None if there is no such run.
+
+        `change` is called again on a newer record when somebody else wrote first, so it must be pure. `puts` are
+        written in the same commit. Dispatches are published after it; if the bus cannot take them, the sweep will.
+        """
+        found = await self.find(run_id)
+        while found is not None:
+            before = found.record
+            after = planner.advance(change(before), self.fleet(), self.now())
+            if after is before:
+                return before
+            try:
+                await self.state.commit(Put(keys.run(run_id), after, found.revision), *puts)
+            except RevisionConflict:
+                found = await self.state.run(run_id)
+                continue
+            return await self.dispatch(after, planner.newly_issued(before, after))
+        return None
+
+    async def dispatch(self, run: RunRecord, steps: planner.OpenSteps) -> RunRecord:
+        """Publish the dispatches of these steps; a step whose dispatch can never leave becomes Error."""
+        for step, state in steps:
+            try:
+                await self.dispatcher.publish_or_leave(run, [(step, state)])
+            except UndeliverableError as error:
+                why = str(error)
+
+                def end(record: RunRecord, step_id: str = step.id, why: str = why) -> RunRecord:
+                    return planner.end_step(record, step_id, Status.ERROR, why, self.now())
+
+                run = await self.change(run.run_id, end) or run
+        return run

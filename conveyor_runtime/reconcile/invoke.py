@@ -1,0 +1,128 @@
+"""Calls user code, sync or async, and stops it: by cancellation, by `context.cancelled`, within a bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from conveyor_runtime.models import Resource, Status
+from conveyor_runtime.reconcile import outcome
+from conveyor_runtime.reconcile.context import RunContext
+from conveyor_runtime.reconcile.driver import Driver
+from conveyor_runtime.reconcile.logger import DriverLogger
+from conveyor_runtime.reconcile.outcome import Outcome
+
+log = logging.getLogger(__name__)
+
+#: The run whose reconcile is executing: for user code's own logging and tracing.
+current_run: contextvars.ContextVar[str] = contextvars.ContextVar("conveyor_run_id", default="")
+
+
+class Stop(StrEnum):
+    """Why user code is stopped before it is done."""
+
+    CANCEL = "cancelled"
+    TIMEOUT = "timed out"
+    LEASE = "lost its lease"
+    STALE = "another worker has it"
+    DRAIN = "the process is stopping"
+
+
+class StuckError(Exception):
+    """User code did not stop within the grace; only the end of its process ends it."""
+
+    def __init__(self, why: Stop) -> None:
+        super().__init__(f"it did not stop when it should ({why})")
+        self.why = why
+
+
+@dataclass
+class Invocation:
+    """One call of user code. `stop(why)` ends it early, from any coroutine, at most once."""
+
+    driver: Driver
+    payload: str | Resource
+    context: RunContext
+    logger: DriverLogger
+    grace: float
+    executor: Executor
+
+    def __post_init__(self) -> None:
+        self._stopped: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
+
+    def stop(self, why: Stop) -> None:
+        """Have it end within the grace."""
+        if not self._stopped.done():
+            self._stopped.set_result(why)
+
+    @property
+    def stopping(self) -> Stop | None:
+        """Why it was asked to end, if it was."""
+        return self._stopped.result() if self._stopped.done() else None
+
+    async def run(self) -> Outcome | None:
+        """The outcome; None if it was stopped for a reason that is not the task's, so that another worker goes on.
+
+        Raises StuckError if it cannot be stopped.
+        """
+        call = asyncio.ensure_future(self._call())
+        try:
+            left = None if self.context.deadline is None else max(self.context.deadline - time.monotonic(), 0.0)
+            waits: set[asyncio.Future[Any]] = {call, self._stopped}
+            await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                return self._of(call)
+            self.stop(Stop.TIMEOUT)
+            self.context.cancelled.set()
+            if self.driver.is_async:
+                call.cancel()
+            # The grace is the containers' to die in; user code gets a little more to see it and return.
+            await asyncio.wait({call}, timeout=self.grace + 2.0)
+            if not call.done():
+                raise StuckError(self._stopped.result())
+            return self._of_stopped(call, self._stopped.result())
+        except asyncio.CancelledError:
+            self.context.cancelled.set()
+            call.cancel()
+            raise
+
+    async def _call(self) -> object:
+        current_run.set(self.context.run_id)
+        arguments = (self.payload, self.context.event, self.context.run_id, self.logger)
+        keywords = {"context": self.context} if self.driver.takes_context else {}
+        if self.driver.is_async:
+            return await self.driver.reconcile(*arguments, **keywords)
+        run = contextvars.copy_context().run
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.executor, lambda: run(self.driver.reconcile, *arguments, **keywords))
+
+    def _of(self, call: asyncio.Future[object]) -> Outcome:
+        """The outcome of a call that ended by itself."""
+        if call.cancelled():
+            return Outcome(Status.ERROR, "reconcile was cancelled by its own code", retryable=True)
+        error = call.exception()
+        if error is None:
+            return outcome.of_return(call.result())
+        result = outcome.of_exception(error)
+        if result.retryable:
+            self.logger.error(outcome.where(error))
+        return result
+
+    def _of_stopped(self, call: asyncio.Future[object], why: Stop) -> Outcome | None:
+        """The outcome of a call that was asked to end: its own word counts where it still gave one."""
+        if why in (Stop.LEASE, Stop.STALE):
+            return None
+        if not call.cancelled() and call.exception() is None:
+            return outcome.of_return(call.result())
+        if why is Stop.TIMEOUT:
+            assert self.context.deadline is not None
+            return Outcome(Status.TIMED_OUT, "it did not finish within its timeout")
+        if why is Stop.CANCEL:
+            return Outcome(Status.CANCELLED, "stopped on request")
+        return None

@@ -1,0 +1,103 @@
+"""The lease of this process: proof, renewed every 5 s, that its work is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import uuid_utils
+
+from conveyor_runtime.errors import InfrastructureError, RevisionConflict
+from conveyor_runtime.kit.identity import ProcessIdentity
+from conveyor_runtime.models import Instance, utc_now
+from conveyor_runtime.store import Put, State, keys
+
+log = logging.getLogger(__name__)
+
+RENEW_EVERY = 5.0
+
+#: Seconds after the sending of the last confirmed renewal at which this process must stop its work. Others take it
+#: for dead only after 45 s of silence, so that with the kill grace no two ever work on the same.
+SELF_FENCE = 25.0
+
+
+class LeaseLostError(Exception):
+    """Somebody declared this process gone: its work is another's now, for good."""
+
+
+class Lease:
+    """`instance.<id>`, a new id for every process."""
+
+    def __init__(
+        self,
+        state: State,
+        driver: str,
+        nodes: tuple[str, ...],
+        slots: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.id = str(uuid_utils.uuid7())
+        self._state = state
+        self._clock = clock
+        self._confirmed = float("-inf")
+        self._revision = 0
+        self._ended = False
+        now = utc_now()
+        self._record = Instance(
+            id=self.id,
+            driver=driver,
+            nodes=nodes,
+            slots=slots,
+            started_at=now,
+            renewed_at=now,
+            **asdict(ProcessIdentity.own()),
+        )
+
+    @property
+    def held(self) -> bool:
+        """Whether this process may still act: the last renewal known to be stored was sent recently enough."""
+        return not self._ended and self._clock() - self._confirmed <= SELF_FENCE
+
+    async def renew(self) -> None:
+        """Write the lease. Raises LeaseLostError if somebody else wrote it, InfrastructureError if it is unknown
+        whether it was written."""
+        record = self._record.model_copy(update={"renewed_at": utc_now()})
+        sent = self._clock()
+        try:
+            [self._revision] = await self._state.commit(
+                Put(keys.instance(self.id), record, self._revision), timeout=4.0
+            )
+        except RevisionConflict:
+            found = await self._state.instance(self.id)
+            if found is None or found.record.gone or found.record.ended:
+                self._ended = True
+                raise LeaseLostError(found.record.gone if found else "its lease was removed") from None
+            # A renewal whose answer never came, followed by ours: the stored one is our own.
+            self._revision = found.revision
+            return
+        self._record, self._confirmed = record, sent
+
+    async def run(self, renewed: Callable[[], None]) -> None:
+        """Renew for ever; `renewed` is called after each try, confirmed or not. Raises LeaseLostError."""
+        while True:
+            started = self._clock()
+            try:
+                await self.renew()
+            except InfrastructureError as error:
+                log.warning("the lease could not be renewed: %s", error)
+            renewed()
+            await asyncio.sleep(max(RENEW_EVERY - (self._clock() - started), 0.5))
+
+    async def end(self) -> None:
+        """Say that this process stops, so that nobody waits for it."""
+        if self._ended:
+            return
+        self._ended = True
+        record = self._record.model_copy(update={"renewed_at": utc_now(), "ended": True})
+        try:
+            await self._state.commit(Put(keys.instance(self.id), record, None), timeout=3.0)
+        except InfrastructureError as error:
+            log.warning("the end of the lease could not be written: %s", error)

@@ -1,0 +1,229 @@
+"""The log of one attempt: structured lines, stored in order, each acknowledged before the result is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Literal
+
+import orjson
+
+from conveyor_runtime.bus import Bus, Committer, Message, subjects
+from conveyor_runtime.errors import InfrastructureError
+from conveyor_runtime.security.redaction import Redactor
+from conveyor_runtime.telemetry import metrics
+
+log = logging.getLogger(__name__)
+
+Level = Literal["debug", "info", "warning", "error"]
+
+#: Characters of one stored line; longer text is split.
+_MAX_LINE = 16 * 1024
+
+#: Lines in one commit.
+_CHUNK = 200
+
+#: Lines waiting to be stored above which `line` waits.
+_BACKLOG = 2000
+
+
+class DriverLogger:
+    """Logs to `logs.<run_id>`; usable from the loop and from threads.
+
+    `info(message, **labels)` and its kin return at once; `await line(text)` waits while too many lines are waiting to
+    be stored, which is what a stream of output should use. `handler()` makes it a stdlib logging handler, `stream()` a
+    text file. A secret given to `redact` is masked in every later line.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        committer: Committer | None,
+        *,
+        run_id: str,
+        driver: str,
+        pipeline: str = "",
+        step: str = "",
+        attempt: int = 0,
+        takeover: int = 0,
+    ) -> None:
+        self._bus = bus
+        self._committer = committer
+        self._loop = asyncio.get_running_loop()
+        self._subject = subjects.log(run_id)
+        self._live = subjects.live_log(run_id, driver)
+        self._named = {"runid": run_id, "driver": driver, "pipeline": pipeline}
+        self._place = {"step": step, "attempt": attempt, "takeover": takeover}
+        self._id = f"log.{run_id}.{step or driver}.{attempt}.{takeover}"
+        self._redactor = Redactor()
+        self._lock = threading.Lock()
+        self._seq = 0
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._wake = asyncio.Event()
+        self._stored = asyncio.Event()
+        self._stored.set()
+        self._pump: asyncio.Task[None] | None = None
+
+    # -- what drivers call ---------------------------------------------------------------------------------------
+
+    def debug(self, message: str, **labels: object) -> None:
+        """A line for whoever looks closely."""
+        self._put(message, "debug", "", labels)
+
+    def info(self, message: str, **labels: object) -> None:
+        """A line about what is being done."""
+        self._put(message, "info", "", labels)
+
+    def warning(self, message: str, **labels: object) -> None:
+        """A line about what is not as it should be, though the work goes on."""
+        self._put(message, "warning", "", labels)
+
+    def error(self, message: str, **labels: object) -> None:
+        """A line about what went wrong."""
+        self._put(message, "error", "", labels)
+
+    def log(self, labels: Mapping[str, str], message: str) -> None:
+        """Conveyor's form: labels first."""
+        self._put(message, "info", "", labels)
+
+    async def line(
+        self, text: str, *, stream: Literal["stdout", "stderr", ""] = "stdout", level: Level = "info"
+    ) -> None:
+        """One line of a task's output. Waits while too many lines wait to be stored."""
+        self._put(text, level, stream, {})
+        while len(self._waiting) > _BACKLOG:
+            self._stored.clear()
+            await self._stored.wait()
+
+    def redact(self, secret: str) -> None:
+        """Mask `secret` in every later line."""
+        self._redactor.add(secret)
+
+    def handler(self, level: int = logging.NOTSET) -> logging.Handler:
+        """A stdlib logging handler whose records become lines."""
+        return _Handler(self, level)
+
+    def stream(self, name: Literal["stdout", "stderr"] = "stdout") -> LineWriter:
+        """A text file whose lines become lines: for `print(..., file=...)`."""
+        return LineWriter(self, name)
+
+    # -- what the runtime calls ----------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Until every line so far is stored."""
+        while self._waiting:
+            self._stored.clear()
+            await self._stored.wait()
+
+    async def close(self) -> None:
+        """Stop storing. Lines not stored by then are lost, so `flush` first."""
+        if self._pump:
+            self._pump.cancel()
+            await asyncio.wait({self._pump})
+
+    def _put(self, text: str, level: str, stream: str, labels: Mapping[str, object]) -> None:
+        text = self._redactor.mask(text)
+        named = {key: self._redactor.mask(str(value)) for key, value in labels.items()}
+        for piece in _pieces(text):
+            with self._lock:
+                self._seq += 1
+                self._waiting.append((self._seq, self._encode(piece, level, stream, named)))
+        metrics.LOG_LINES.inc()
+        self._loop.call_soon_threadsafe(self._start)
+
+    def _encode(self, text: str, level: str, stream: str, labels: Mapping[str, str]) -> bytes:
+        now = time.time_ns()
+        seconds, fraction = divmod(now, 1_000_000_000)
+        line: dict[str, object] = {
+            **self._named,
+            "timestamp": str(seconds),
+            "message": text,
+            "time": f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z",
+            "seq": self._seq,
+            **self._place,
+            "level": level,
+        }
+        if stream:
+            line["stream"] = stream
+        if labels:
+            line["labels"] = labels
+        return orjson.dumps(line)
+
+    def _start(self) -> None:
+        self._wake.set()
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._store_all(), name=f"logger:{self._id}")
+
+    async def _store_all(self) -> None:
+        """Store what waits, a chunk at a time, in order; a chunk that cannot be stored yet is kept."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                chunk = [self._waiting[index] for index in range(min(_CHUNK, len(self._waiting)))]
+                try:
+                    await self._store(chunk)
+                except InfrastructureError as error:
+                    log.warning("%d log lines wait for the bus: %s", len(self._waiting), error)
+                    await asyncio.sleep(0.5)
+                    continue
+                for _ in chunk:
+                    self._waiting.popleft()
+                self._stored.set()
+
+    async def _store(self, chunk: list[tuple[int, bytes]]) -> None:
+        if self._committer is None:
+            for seq, data in chunk:
+                await self._bus.publish(self._subject, data, msg_id=f"{self._id}.{seq}")
+        else:
+            unit = [Message(self._subject, data, msg_id=f"{self._id}.{seq}") for seq, data in chunk]
+            await self._committer.commit(unit)
+        for _, data in chunk:
+            self._bus.publish_core(self._live, data)
+
+
+class LineWriter:
+    """Enough of a text file: `write` keeps what has no line end yet, `flush` and `close` give it out."""
+
+    def __init__(self, logger: DriverLogger, name: Literal["stdout", "stderr"]) -> None:
+        self._logger = logger
+        self._name = name
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        """Log each complete line."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._logger._put(line, "info", self._name, {})
+        return len(text)
+
+    def flush(self) -> None:
+        """A line is given out when it is complete; there is nothing else to flush."""
+
+    def close(self) -> None:
+        """Log what has no line end."""
+        if self._rest:
+            self._logger._put(self._rest, "info", self._name, {})
+            self._rest = ""
+
+
+class _Handler(logging.Handler):
+    def __init__(self, logger: DriverLogger, level: int) -> None:
+        super().__init__(level)
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name = {"CRITICAL": "error", "WARN": "warning"}.get(record.levelname, record.levelname.lower())
+        level = name if name in ("debug", "info", "warning", "error") else "info"
+        self._logger._put(self.format(record), level, "", {"logger": record.name})
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for line in text.split("\n") if "\n" in text else (text,):
+        for start in range(0, max(len(line), 1), _MAX_LINE):
+            yield line[start : start + _MAX_LINE]

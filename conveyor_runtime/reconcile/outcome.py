@@ -1,0 +1,92 @@
+"""What the runtime makes of whatever user code returned or raised: one place, one value."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from conveyor_runtime.errors import (
+    BackendUnavailable,
+    Gone,
+    ImageNotFound,
+    RetryableError,
+    TaskError,
+    TaskFailed,
+    TaskTimedOut,
+    TerminalError,
+)
+from conveyor_runtime.models import DriverResult, Status
+
+#: Bytes of a result's data as JSON, at most.
+MAX_DATA = 64 * 1024
+
+#: Characters of a message, at most: it lies in the run record.
+_MAX_MESSAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended."""
+
+    status: Status
+    message: str = ""
+    data: Any = None
+    exit_code: int | None = None
+    retryable: bool = False
+    requeue_after: float | None = None
+
+
+def of_return(value: object) -> Outcome:
+    """The outcome of a reconcile that returned."""
+    if value is None:
+        return Outcome(Status.SUCCEEDED)
+    if not isinstance(value, DriverResult):
+        kind = type(value).__name__
+        return Outcome(Status.ERROR, f"reconcile returned a {kind}; it must return a DriverResult or None")
+    try:
+        size = len(orjson.dumps(value.data)) if value.data is not None else 0
+    except TypeError as error:
+        return Outcome(Status.ERROR, f"the result's data is no JSON: {error}")
+    if size > MAX_DATA:
+        return Outcome(Status.ERROR, f"the result's data is {size} bytes; at most {MAX_DATA} are kept")
+    status = Status.SUCCEEDED if value.success else Status.FAILED
+    return Outcome(status, _short(value.message), value.data, requeue_after=value.requeue_after)
+
+
+def of_exception(error: BaseException) -> Outcome:
+    """The outcome of a reconcile that raised."""
+    message = _short(str(error) or type(error).__name__)
+    match error:
+        case TaskTimedOut():
+            return Outcome(Status.TIMED_OUT, message, error.data, error.exit_code)
+        case TaskFailed() | TerminalError():
+            return Outcome(Status.FAILED, message, error.data, error.exit_code)
+        case RetryableError():
+            return Outcome(Status.ERROR, message, error.data, error.exit_code, retryable=True)
+        case TaskError():
+            return Outcome(Status.ERROR, message, error.data, error.exit_code)
+        case ImageNotFound():
+            return Outcome(Status.FAILED, message)
+        case BackendUnavailable() | Gone():
+            return Outcome(Status.ERROR, message, retryable=True)
+        case _:
+            return Outcome(Status.ERROR, _short(f"{type(error).__name__}: {error}"), retryable=True)
+
+
+def of_bad_payload(error: ValidationError) -> Outcome:
+    """The outcome of a resource that is not what the driver's annotation says."""
+    problems = "; ".join(f"/{'/'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+    return Outcome(Status.FAILED, _short(f"the resource is not what this driver works on: {problems}"))
+
+
+def where(error: BaseException) -> str:
+    """The place in user code an exception came from, for the run's log."""
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 3] + "..."

@@ -1,0 +1,101 @@
+"""Makes a driver known: its consumers first, then its record, so that nothing is sent where nobody keeps it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from conveyor_runtime.bus import Bus, subjects
+from conveyor_runtime.bus.consumers import ensure_consumer, list_consumers
+from conveyor_runtime.errors import ConfigError, RevisionConflict
+from conveyor_runtime.kit import identity
+from conveyor_runtime.models import Instance, utc_now
+from conveyor_runtime.reconcile.driver import Driver
+from conveyor_runtime.store import Put, State, keys
+
+log = logging.getLogger(__name__)
+
+MESSAGES = "messages"
+
+_ALIVE = timedelta(seconds=45)
+
+
+class Registration:
+    """Registers `driver` for this process, on `nodes` if it works in sandboxes."""
+
+    def __init__(self, driver: Driver, bus: Bus, state: State, nodes: tuple[str, ...], slots: int) -> None:
+        self._driver = driver
+        self._bus = bus
+        self._state = state
+        self._nodes = nodes if driver.sandbox else ()
+        self._slots = slots
+
+    def consumers(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """The consumers this process pulls from, each with how to make it (again)."""
+        name, types = self._driver.name, self._driver.resources
+        anywhere = [subjects.step_dispatch(name, type_) for type_ in types]
+        if self._driver.direct:
+            anywhere += [subjects.direct_event(type_) for type_ in types]
+        filters = {subjects.driver_consumer(name): anywhere}
+        for node in self._nodes:
+            filters[subjects.node_consumer(name, node)] = [subjects.node_dispatch(name, node, type_) for type_ in types]
+
+        def maker(consumer: str, wanted: list[str]) -> Callable[[], Awaitable[None]]:
+            async def make() -> None:
+                await ensure_consumer(
+                    self._bus, MESSAGES, consumer, filters=wanted, max_ack_pending=max(1024, self._slots * 2)
+                )
+
+            return make
+
+        return {consumer: maker(consumer, wanted) for consumer, wanted in filters.items()}
+
+    async def register(self) -> None:
+        """Make consumers and record. Raises ConfigError if the name belongs to somebody else who lives."""
+        await self._refuse_foreign_namesake()
+        while True:
+            known = await self._state.driver(self._driver.name)
+            if known is not None and not known.record.foreign:
+                if set(known.record.types) != set(self._driver.resources):
+                    await self._refuse_living_namesake(known.record.types)
+                nodes = tuple(sorted({*known.record.nodes, *self._nodes}))
+            else:
+                nodes = self._nodes
+            for make in self.consumers().values():
+                await make()
+            record = self._driver.record(nodes)
+            if known is not None and known.record == record:
+                return
+            try:
+                await self._state.commit(Put(keys.driver(record.name), record, known.revision if known else 0))
+            except RevisionConflict:
+                continue
+            return
+
+    async def _refuse_foreign_namesake(self) -> None:
+        for info in await list_consumers(self._bus, MESSAGES):
+            if info["name"] == self._driver.name:
+                raise ConfigError(
+                    f"a driver named {self._driver.name} built on another SDK has a consumer on this bus: both would be"
+                    " handed every event. Stop it and remove its consumer, or give this one another name"
+                )
+
+    async def _refuse_living_namesake(self, types: tuple[str, ...]) -> None:
+        for instance in await self._state.instances():
+            if instance.driver == self._driver.name and _lives(instance):
+                raise ConfigError(
+                    f"a driver named {self._driver.name} for {', '.join(types)} is running on {instance.host}"
+                    f" (pid {instance.pid}); this one is for {', '.join(self._driver.resources)}."
+                    " Stop the other, or give this one another name"
+                )
+
+
+def _lives(instance: Instance) -> bool:
+    """Whether the process behind a lease is probably alive: seen recently, and not known to be gone."""
+    if instance.ended or instance.gone or utc_now() - instance.renewed_at > _ALIVE:
+        return False
+    here = (identity.boot_id(), identity.pid_namespace())
+    if (instance.boot_id, instance.pid_namespace) != here:
+        return True
+    return identity.start_time(instance.pid) == instance.start_time

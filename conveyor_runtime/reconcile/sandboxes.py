@@ -1,0 +1,73 @@
+"""The janitor's judgement: whose containers on this node may be removed. Only a positive answer of the store counts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from datetime import timedelta
+from functools import partial
+
+from conveyor_runtime.errors import InfrastructureError
+from conveyor_runtime.models import ENGINE, utc_now
+from conveyor_runtime.orchestra import NamespaceInfo, Orchestra, reap
+from conveyor_runtime.orchestra.base import Backend, Owner
+from conveyor_runtime.store import State
+
+log = logging.getLogger(__name__)
+
+PERIOD = 60.0
+
+#: How long a run's own `finally` steps have, once it is terminal, before the janitor cleans up after it.
+GRACE = timedelta(seconds=30)
+
+#: Namespaces younger than this are left alone: their run may not be visible yet.
+_YOUNG = timedelta(seconds=60)
+
+
+class Janitor:
+    """Reaps what outlived its run, on every backend of this process."""
+
+    def __init__(self, state: State, orchestra: Orchestra, installation: str) -> None:
+        self._state = state
+        self._orchestra = orchestra
+        self._installation = installation
+
+    async def run(self) -> None:
+        """A round at start, then one a minute, not in step with the other processes of the node."""
+        while True:
+            await self.round()
+            await asyncio.sleep(PERIOD * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, no secret
+
+    async def round(self) -> None:
+        """One look at every backend; what cannot be judged now is judged in the next round."""
+        for backend in self._orchestra.backends:
+            try:
+                await reap(backend, self._installation, partial(self._is_dead, backend))
+            except InfrastructureError as error:
+                log.warning("the janitor could not look at %s: %s", backend.name, error)
+
+    async def _is_dead(self, backend: Backend, info: NamespaceInfo) -> bool:
+        """Whether the owner ended long enough ago, was never recorded, or works on another node now.
+
+        Raises InfrastructureError when the store cannot tell.
+        """
+        found = await self._state.run(info.run_id)
+        now = utc_now()
+        if found is None:
+            return now - info.created_at > _YOUNG
+        run = found.record
+        if run.status.terminal:
+            return run.finished_at is not None and now - run.finished_at > GRACE
+        owners = [owner for owner in info.owners if owner.run_id == info.run_id]
+        return bool(owners) and all([await self._moved_away(owner, backend) for owner in owners])
+
+    async def _moved_away(self, owner: Owner, backend: Backend) -> bool:
+        """Whether the step that made this was taken over, and the worker that has it now is on another node."""
+        found = await self._state.run(owner.run_id)
+        state = found.record.steps.get(owner.step) if found else None
+        if state is None or (state.attempt, state.takeover) <= (owner.attempt, owner.takeover):
+            return False
+        claim = await self._state.claim(owner.run_id, owner.step, state.attempt, state.takeover)
+        node = claim.record.node if claim is not None and claim.record.instance != ENGINE else None
+        return node is not None and node != backend.node

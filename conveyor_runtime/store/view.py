@@ -1,0 +1,253 @@
+"""The read model: every key of the bucket, kept current by its changes and by our own writes.
+
+Records are decoded when somebody first looks at them: a process that only lists a page pays for that page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar, cast
+
+from conveyor_runtime.errors import BusUnavailable
+from conveyor_runtime.models import (
+    Claim,
+    DriverRecord,
+    Instance,
+    Model,
+    ResourceDefinition,
+    ResourceRecord,
+    RunRecord,
+    Status,
+)
+from conveyor_runtime.store.base import Change, Store, Watch
+
+M = TypeVar("M", bound=Model)
+
+_MODELS: dict[str, type[Model]] = {
+    "resource": ResourceRecord,
+    "run": RunRecord,
+    "claim": Claim,
+    "instance": Instance,
+    "driver": DriverRecord,
+    "definition": ResourceDefinition,
+}
+
+_RUN_STATUS = re.compile(rb'"status":"(\w+)"')
+
+#: Called with the kind of key (`run`, `claim`, ...) and the rest of the key's parts.
+Listener = Callable[[str, tuple[str, ...]], None]
+
+
+class Versioned(Generic[M]):
+    """A record and the revision it was written at, decoded on first use."""
+
+    __slots__ = ("_model", "_raw", "_record", "revision")
+
+    def __init__(self, revision: int, model: type[M], raw: bytes, record: M | None = None) -> None:
+        self.revision = revision
+        self._model = model
+        self._raw = raw
+        self._record = record
+
+    @property
+    def record(self) -> M:
+        """The decoded record."""
+        if self._record is None:
+            self._record = self._model.model_validate_json(self._raw)
+        return self._record
+
+    @property
+    def raw(self) -> bytes:
+        """The stored bytes."""
+        return self._raw
+
+
+class View:
+    """All records by kind and key parts. `start()` returns once the state as of now has been read.
+
+    `live_runs` are the ids of runs that are not terminal.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._kinds: dict[str, dict[tuple[str, ...], Versioned[Model]]] = {kind: {} for kind in _MODELS}
+        self._claims_of_run: dict[str, set[tuple[str, ...]]] = {}
+        self.live_runs: set[str] = set()
+        self._deleted: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._listeners: list[Listener] = []
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self.revision = 0
+        self.committed = 0
+
+    async def start(self) -> None:
+        """Read everything, then follow."""
+        watch = self._store.watch()
+        self._task = asyncio.create_task(self._follow(watch), name="view")
+        caught_up = asyncio.ensure_future(watch.wait_caught_up())
+        await asyncio.wait({caught_up, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            caught_up.cancel()
+            await self._task
+
+    async def stop(self) -> None:
+        """Stop following."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """The follower, for a supervisor to watch."""
+        return self._task
+
+    def listen(self, listener: Listener) -> None:
+        """Be told of each change after it is applied."""
+        self._listeners.append(listener)
+
+    async def _follow(self, watch: Watch) -> None:
+        try:
+            async for change in watch:
+                self.apply(change)
+                self._reached(change.revision)
+        finally:
+            await watch.aclose()
+
+    def apply(self, change: Change, record: Model | None = None) -> None:
+        """Take over a change, from the watch or of our own making; older than what is known = ignored."""
+        kind, *rest = change.key.split(".")
+        parts = tuple(rest)
+        records = self._kinds.get(kind)
+        if records is None:
+            return
+        known = records.get(parts)
+        if (known and known.revision >= change.revision) or self._deleted.get((kind, parts), 0) >= change.revision:
+            return
+        if change.value is None:
+            records.pop(parts, None)
+            self._deleted[kind, parts] = change.revision
+            if len(self._deleted) > 10_000:
+                self._deleted.pop(next(iter(self._deleted)))
+        else:
+            records[parts] = Versioned(change.revision, _MODELS[kind], change.value, record)
+        if kind == "claim":
+            self._index_claim(parts, change.value is not None)
+        elif kind == "run":
+            self._index_run(parts[0], change.value)
+        for listener in self._listeners:
+            listener(kind, parts)
+
+    def touch(self, kind: str, *parts: str) -> None:
+        """Tell the listeners as if this key had changed: something they judge it by has."""
+        for listener in self._listeners:
+            listener(kind, parts)
+
+    def _index_claim(self, parts: tuple[str, ...], present: bool) -> None:
+        claims = self._claims_of_run.setdefault(parts[0], set())
+        if present:
+            claims.add(parts)
+        else:
+            claims.discard(parts)
+            if not claims:
+                del self._claims_of_run[parts[0]]
+
+    def _index_run(self, run_id: str, value: bytes | None) -> None:
+        status = _RUN_STATUS.search(value) if value is not None else None
+        if status is not None and not Status(status[1].decode()).terminal:
+            self.live_runs.add(run_id)
+        else:
+            self.live_runs.discard(run_id)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def _get(self, kind: str, parts: tuple[str, ...], model: type[M]) -> Versioned[M] | None:
+        return cast("Versioned[M] | None", self._kinds[kind].get(parts))
+
+    def resource(self, type_: str, name: str) -> Versioned[ResourceRecord] | None:
+        """One resource."""
+        return self._get("resource", (type_, name), ResourceRecord)
+
+    def run(self, run_id: str) -> Versioned[RunRecord] | None:
+        """One run."""
+        return self._get("run", (run_id,), RunRecord)
+
+    def claim(self, run_id: str, step: str, attempt: int, takeover: int) -> Versioned[Claim] | None:
+        """One claim."""
+        return self._get("claim", (run_id, step, str(attempt), str(takeover)), Claim)
+
+    def instance(self, instance_id: str) -> Versioned[Instance] | None:
+        """One process's lease."""
+        return self._get("instance", (instance_id,), Instance)
+
+    def driver(self, name: str) -> DriverRecord | None:
+        """A driver's record."""
+        found = self._get("driver", (name,), DriverRecord)
+        return found.record if found else None
+
+    def definition(self, type_: str) -> Versioned[ResourceDefinition] | None:
+        """A resource definition."""
+        return self._get("definition", (type_,), ResourceDefinition)
+
+    def resources(self, type_: str | None = None) -> Iterator[Versioned[ResourceRecord]]:
+        """All resources (of a type), by type and name."""
+        records = self._kinds["resource"]
+        for parts in sorted(records):
+            if type_ is None or parts[0] == type_:
+                yield cast("Versioned[ResourceRecord]", records[parts])
+
+    def run_ids(self) -> list[str]:
+        """Ids of all runs, newest first."""
+        return sorted((parts[0] for parts in self._kinds["run"]), reverse=True)
+
+    def claims_of(self, run_id: str) -> Iterator[tuple[tuple[str, int, int], Claim]]:
+        """The claims of a run: ((step, attempt, takeover), claim)."""
+        for parts in list(self._claims_of_run.get(run_id, ())):
+            versioned = cast("Versioned[Claim]", self._kinds["claim"][parts])
+            yield (parts[1], int(parts[2]), int(parts[3])), versioned.record
+
+    def claims(self) -> Iterator[tuple[str, Claim]]:
+        """Every claim with its run id."""
+        for parts, versioned in list(self._kinds["claim"].items()):
+            yield parts[0], cast("Versioned[Claim]", versioned).record
+
+    def instances(self) -> Iterator[Versioned[Instance]]:
+        """All leases known."""
+        yield from cast("list[Versioned[Instance]]", list(self._kinds["instance"].values()))
+
+    def drivers(self) -> dict[str, DriverRecord]:
+        """All driver records by name."""
+        records = cast("dict[tuple[str, ...], Versioned[DriverRecord]]", self._kinds["driver"])
+        return {parts[0]: versioned.record for parts, versioned in records.items()}
+
+    def definitions(self) -> list[ResourceDefinition]:
+        """All definitions by name."""
+        records = cast("dict[tuple[str, ...], Versioned[ResourceDefinition]]", self._kinds["definition"])
+        return [records[parts].record for parts in sorted(records)]
+
+    # -- read your writes ----------------------------------------------------------------------------------------
+
+    async def wait_for(self, revision: int | None, *, timeout: float = 2.0) -> None:
+        """Until the view has applied `revision` (None = the highest this process committed).
+
+        Raises BusUnavailable after `timeout` seconds: an older list would be a wrong answer.
+        """
+        wanted = self.committed if revision is None else revision
+        if self.revision >= wanted:
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((wanted, future))
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError:
+            raise BusUnavailable("the list is not current yet; try again in a moment") from None
+        finally:
+            self._waiting = [pair for pair in self._waiting if pair[1] is not future]
+
+    def _reached(self, revision: int) -> None:
+        self.revision = max(self.revision, revision)
+        for wanted, future in self._waiting:
+            if wanted <= self.revision and not future.done():
+                future.set_result(None)
