@@ -16,7 +16,8 @@ async def reconcile(
     """Start the sandbox, or find the one that an earlier attempt started."""
     spec = payload.spec
     backend = context.orchestra.pick(spec.backend)
-    if backend.name != "native" and not spec.image:
+    is_native = backend.name == "native"
+    if not is_native and not spec.image:
         raise TerminalError(
             f"backend {backend.name} needs an image: set spec.image, or a default image for {payload.resource}"
         )
@@ -31,8 +32,8 @@ async def reconcile(
         sandbox = await backend.start_sandbox(run_namespace(context), task, owner_of(context))
     except ImageNotFound as error:
         raise TerminalError(str(error)) from error
-    where = f"{backend.name} sandbox {sandbox.id[:12] if backend.name == 'docker' else sandbox.id}"
-    logger.info(f"started {where}" + (f" from {spec.image}" if spec.image and backend.name != "native" else ""))
+    where = f"{backend.name} sandbox {sandbox.id if is_native else sandbox.id[:12]}"
+    logger.info(f"started {where}" if is_native else f"started {where} from {spec.image}")
     ref = ContainerRef(
         container_id=sandbox.id,
         backend=backend.name,

@@ -91,7 +91,7 @@ class Git:
 
     async def clone(self, ref: str | None, *, depth: int) -> Found:
         """Check the ref out (None = the remote's default branch), with `depth` commits of history (0 = all)."""
-        self._logger.info(f"cloning {self._repository.shown}" + (f" at {ref}" if ref else ""))
+        self._logger.info(f"cloning {self._repository.shown} at {ref or 'its default branch'}")
         await self._git("init", "--quiet")
         await self._git("remote", "add", "--", "origin", self._repository.url)
         if ref is not None and is_commit(ref):

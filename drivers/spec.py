@@ -135,13 +135,17 @@ class BuildLimits(Model):
         return Limits(cpu_milli=self.cpu or 0, memory_bytes=self.memory or 0, pids=self.pids or 0)
 
 
+def _with_branch(schema: dict[str, Any]) -> None:
+    schema["properties"]["branch"] = {"type": "string", "description": "Another spelling of ref."}
+
+
 class BuildSpec(Model):
     """Clone a repository and run commands in it.
 
     Further fields are kept for other drivers of the same type. `branch` is another spelling of `ref`.
     """
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"properties": {"branch": {"type": "string"}}})
+    model_config = ConfigDict(extra="allow", json_schema_extra=_with_branch)
 
     repository: _Text = Field(min_length=1, max_length=4096, description="What git can clone from.")
     ref: _Text | None = Field(default=None, description="Branch, tag or commit; default: the repository's own.")
