@@ -1,0 +1,96 @@
+"""Records as clients see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from conveyor_runtime.api.shapes import PipelineView, QueueEntry, ResourceView, StepShape
+from conveyor_runtime.engine import describe_run
+from conveyor_runtime.engine.describe import RunView
+from conveyor_runtime.models import PipelineSpec, ResourceRecord, RunRecord, StepState
+from conveyor_runtime.models.message import META_RESULT
+from conveyor_runtime.store import State
+
+
+def resource_fields(record: ResourceRecord, results: dict[str, str] | None = None) -> dict[str, Any]:
+    """The members of a resource's answer; `results` go into its metadata."""
+    resource = record.as_resource()
+    return ResourceView(
+        id=resource.id,
+        name=resource.name,
+        pipeline=resource.pipeline,
+        resource=resource.resource,
+        metadata={**resource.metadata, **(results or {})},
+        spec=resource.spec,
+        generation=record.generation,
+        observed_generation=record.observed_generation,
+        active_run=record.active.run_id if record.active else None,
+        last_run=record.last_run,
+        queue=[
+            QueueEntry(run_id=it.run_id, event=it.event, generation=it.generation, due=it.due) for it in record.queue
+        ],
+        deleting=record.deleting,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+    ).__dict__
+
+
+async def driver_results(state: State, record: ResourceRecord) -> dict[str, str]:
+    """What the drivers of the active run (else the last one) have reported, as Conveyor writes it into metadata."""
+    run_id = record.active.run_id if record.active else record.last_run
+    found = (state.view.run(run_id) or await state.run(run_id)) if run_id else None
+    if found is None:
+        return {}
+    results = {}
+    for step in found.record.plan or ():
+        done = found.record.steps.get(step.id)
+        # Without an instance it was the engine that ended the step: no driver said anything.
+        if done is None or not done.status.terminal or done.instance is None:
+            continue
+        said = {
+            "success": done.status == "Succeeded",
+            "message": done.message,
+            "data": await step_data(state, done),
+            "driver": step.driver,
+        }
+        results[META_RESULT + step.driver] = orjson.dumps(said).decode()
+    return results
+
+
+async def step_data(state: State, step: StepState) -> Any:
+    """What a step's driver reported, wherever it lies; None if it is stored no more."""
+    if step.data_key is None:
+        return step.data
+    stored = await state.store.get(step.data_key)
+    return orjson.loads(stored.value) if stored else None
+
+
+async def whole_run(state: State, run: RunRecord) -> RunView:
+    """A run with all its data."""
+    data = {step.data_key: await step_data(state, step) for step in run.steps.values() if step.data_key is not None}
+    return describe_run(run, state.view, data)
+
+
+def listed_run(state: State, run: RunRecord) -> RunView:
+    """A run as lists show it: without the data of its steps."""
+    view = describe_run(run, state.view)
+    return view.model_copy(update={"steps": [step.model_copy(update={"data": None}) for step in view.steps]})
+
+
+def pipeline_view(record: ResourceRecord) -> PipelineView:
+    """A resource of type `pipeline` as Conveyor shows pipelines."""
+    spec = PipelineSpec.model_validate(record.spec)
+    fields = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return PipelineView(
+        name=record.name,
+        description=spec.description,
+        version=spec.version,
+        resource=spec.resource,
+        steps=[StepShape(**step) for step in fields["steps"]],
+        finally_=[StepShape(**step) for step in fields["finally"]] or None,
+        metadata=spec.metadata,
+        revision=record.revision,
+        deleting=record.deleting,
+    )

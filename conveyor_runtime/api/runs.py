@@ -1,0 +1,105 @@
+"""Runs: one passage of one event through all its steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from conveyor_runtime.api import present
+from conveyor_runtime.api.deps import Current, Page, ServicesDep, find_run
+from conveyor_runtime.api.documents import OptionalDocument
+from conveyor_runtime.api.openapi import takes
+from conveyor_runtime.api.shapes import CancelRequest
+from conveyor_runtime.engine.describe import RunView
+from conveyor_runtime.engine.validation import parse
+from conveyor_runtime.models import RunRecord, Status
+from conveyor_runtime.store import View
+
+router = APIRouter(tags=["runs"])
+
+#: Runs looked through between two breaths of the event loop.
+_STRIDE = 500
+
+
+@dataclass(frozen=True)
+class RunFilter:
+    """Which runs are asked for; what is left out does not matter."""
+
+    status: Annotated[list[Status] | None, Query(description="One or several of these.")] = None
+    type: Annotated[str | None, Query(description="The type of the resource.")] = None
+    name: Annotated[str | None, Query(description="The name of the resource.")] = None
+    pipeline: Annotated[str | None, Query()] = None
+
+    def candidates(self, view: View) -> Iterable[str]:
+        """Ids of the runs that may match, newest first."""
+        if self.status and not any(status.terminal for status in self.status):
+            return sorted(view.live_runs, reverse=True)
+        return view.run_ids()
+
+    def may_match(self, raw: bytes) -> bool:
+        """Whether a stored run is worth decoding. Every word of the filter must stand in it as it is."""
+        only_ended = self.status is not None and all(status.terminal for status in self.status)
+        if only_ended and not any(f'"status":"{status}"'.encode() in raw for status in self.status or ()):
+            return False
+        wanted = (("type", self.type), ("name", self.name), ("pipeline", self.pipeline))
+        return all(value is None or f'"{key}":"{value}"'.encode() in raw for key, value in wanted)
+
+    def matches(self, run: RunRecord) -> bool:
+        """Whether the run is one of them, its status aside."""
+        wanted = ((self.type, run.type), (self.name, run.name), (self.pipeline, run.pipeline))
+        return all(value is None or value == actual for value, actual in wanted)
+
+
+@router.get("/runs", dependencies=[Current])
+async def list_all(
+    services: ServicesDep,
+    wanted: Annotated[RunFilter, Depends()],
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: str = "",
+) -> Page[RunView]:
+    """Runs, newest first, without the data of their steps."""
+    page: list[RunView] = []
+    async for run in _matching(services.state.view, wanted, cursor):
+        shown = present.listed_run(services.state, run)
+        # What is shown depends on claims and on the resource, so the status can only be compared now.
+        if wanted.status and shown.status not in wanted.status:
+            continue
+        if len(page) == limit:
+            return Page(items=page, next_cursor=page[-1].run_id)
+        page.append(shown)
+    return Page(items=page)
+
+
+async def _matching(view: View, wanted: RunFilter, cursor: str) -> AsyncIterator[RunRecord]:
+    for number, run_id in enumerate(wanted.candidates(view), 1):
+        if number % _STRIDE == 0:
+            await asyncio.sleep(0)
+        found = view.run(run_id)
+        if (not cursor or run_id < cursor) and found and wanted.may_match(found.raw) and wanted.matches(found.record):
+            yield found.record
+
+
+@router.get("/runs/{run_id}")
+async def read(run_id: str, services: ServicesDep) -> RunView:
+    """A run and its steps, with what their drivers reported."""
+    return await present.whole_run(services.state, await find_run(services, run_id))
+
+
+@router.post(
+    "/runs/{run_id}/cancel", status_code=202, responses={200: {"model": RunView}}, **takes(CancelRequest, False)
+)
+async def cancel(run_id: str, document: OptionalDocument, services: ServicesDep, response: Response) -> RunView:
+    """Ask a run to end: 202 while it does (`finally` steps still run), 200 when it has ended already."""
+    asked = parse(CancelRequest, document, "the request")
+    await find_run(services, run_id)
+    run = await services.intake.cancel(run_id, who="the API", why=asked.reason or "no reason given")
+    if run.status.terminal:
+        response.status_code = 200
+    found = await services.state.run(run_id)
+    if found is not None:
+        response.headers["Conveyor-Revision"] = str(found.revision)
+    return await present.whole_run(services.state, run)
