@@ -43,7 +43,7 @@ demo: .venv/.ready ## clone and build a real git repository through the four dri
 
 .PHONY: test
 test: .venv/.ready ## run the tests; installs what they need and starts a private Docker engine if none answers
-	@exec $(PY) tests/support/environment.py $(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	@exec $(PY) -m tests.support.environment $(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: .venv/.ready ## ruff, its formatter, mypy --strict and the import layers; runs them all, fails if one does

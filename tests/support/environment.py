@@ -1,6 +1,6 @@
 """What `make test` needs around pytest: the missing Debian packages, and a Docker engine if none answers.
 
-    python tests/support/environment.py COMMAND...
+    python -m tests.support.environment COMMAND...
 
 runs COMMAND and exits with its code. When no engine answers and we are root, COMMAND runs beside a private dockerd in
 network and mount namespaces of its own. dockerd rewrites the firewall chains and the bridge it finds, so this is what
@@ -59,7 +59,7 @@ def prepared(command: list[str]) -> list[str]:
     if not answers:
         obstacle = why_no_private_docker()
         if obstacle is None:
-            inside = [sys.executable, str(Path(__file__).resolve()), INSIDE, *command]
+            inside = [sys.executable, "-m", "tests.support.environment", INSIDE, *command]
             return ["unshare", "--net", "--mount", "--propagation", "slave", "--", *inside]
         say(f"no Docker engine answers and none can be started here: {obstacle}")
     return command
