@@ -306,7 +306,8 @@ class Committer:
         for flight in self._flights.values():
             for unit in flight.units:
                 if now >= unit.deadline:
-                    unit.fail(BusUnavailable(f"{self._stream}: no answer in time; the outcome is unknown"))
+                    before = f" (before that: {unit.reason})" if unit.reason else ""
+                    unit.fail(BusUnavailable(f"{self._stream}: no answer in time; outcome unknown{before}"))
         for unit in self._waiting:
             if now >= unit.deadline:
                 unit.fail(self._too_late(unit))

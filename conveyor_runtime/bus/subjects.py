@@ -7,6 +7,7 @@ import re
 from conveyor_runtime.errors import InvalidInput
 
 __all__ = [
+    "ANY_CANCEL_HINT",
     "RESULT",
     "cancel_hint",
     "check_token",
@@ -21,6 +22,9 @@ __all__ = [
     "step_dispatch",
     "token_ok",
 ]
+
+ANY_CANCEL_HINT = "cv.hint.cancel.*"
+"""Every hint that a run was cancelled, for a worker to listen to."""
 
 RESULT = "pipelines.driver.result"
 """Where drivers of every SDK publish their results."""

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import pytest
 
-from conveyor_runtime.bus import ApiError, Bus, Committer, Message, PayloadTooLarge, Receipt
-from conveyor_runtime.bus.streams import LOGS, STATE, last_by_subject
+from conveyor_runtime.bus import ApiError, Bus, Committer, EmbeddedServer, Message, PayloadTooLarge, Receipt
+from conveyor_runtime.bus.streams import (
+    LOGS,
+    RESULTS,
+    STATE,
+    ensure_streams,
+    last_by_subject,
+    next_by_subject,
+    stream_info,
+)
 from conveyor_runtime.errors import BusError, BusUnavailable, RevisionConflict
+from tests.conftest import StartServer
 
 
 def key(name: object, data: bytes = b"x", *, expect: int | None = None, msg_id: str | None = None) -> Message:
@@ -184,3 +195,137 @@ async def test_close_settles_what_waits(bus: Bus) -> None:
     assert [task.result()[0].seq for task in tasks] == list(range(1, 701))
     with pytest.raises(BusUnavailable, match="closed"):
         await committer.commit([key("late")])
+
+
+# -- trouble ------------------------------------------------------------------------------------------------
+
+
+def kill(server: EmbeddedServer) -> None:
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+
+
+async def down(bus: Bus) -> None:
+    went = asyncio.Event()
+    stop = bus.add_connection_listener(lambda up: None if up else went.set())
+    if bus.connected:
+        await asyncio.wait_for(went.wait(), 5)
+    stop()
+
+
+async def test_nothing_acknowledged_is_lost_when_the_server_is_killed(start_server: StartServer) -> None:
+    server = await start_server(sync="always")
+    bus = await Bus.connect(server.url, name="writer")
+    await ensure_streams(bus)
+    committer = Committer(bus, RESULTS)
+    acked: dict[str, int] = {}
+    kills = 0
+
+    async def caller(number: int) -> None:
+        nonlocal kills
+        for count in range(60):
+            ids = [f"{number}.{count}.{part}" for part in range(1 + number % 2)]
+            unit = [Message("pipelines.driver.result", b"x" * 300, msg_id=name) for name in ids]
+            receipts = await committer.commit(unit, timeout=30)
+            acked.update(zip(ids, (receipt.seq for receipt in receipts), strict=True))
+            if len(acked) > 1500 * (kills + 1) and kills < 3:
+                kills += 1
+                kill(server)
+
+    await asyncio.gather(*(caller(number) for number in range(100)))
+    assert kills == 3
+    state = (await bus.api(f"STREAM.INFO.{RESULTS}"))["state"]
+    assert state["messages"] == len(acked) == 9000  # each stored, and stored once
+    assert sorted(acked.values()) == list(range(1, 9001))
+    for name in list(acked)[::500]:
+        message = await next_by_subject(bus, RESULTS, ">", acked[name])
+        assert message is not None
+        assert message.headers["Nats-Msg-Id"] == name
+    await committer.close()
+    await bus.close()
+
+
+async def test_what_carries_no_id_is_not_sent_twice(start_server: StartServer) -> None:
+    server = await start_server()
+    bus = await Bus.connect(server.url, name="writer")
+    await ensure_streams(bus)
+    committer = Committer(bus, STATE)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)  # takes the frames, answers nothing
+    plain = asyncio.create_task(committer.commit([key("plain")]))
+    named = asyncio.create_task(committer.commit([key("named", msg_id="n", expect=0)]))
+    while committer.stats.commits == 0 and not committer._flights:
+        await asyncio.sleep(0)
+    kill(server)
+    with pytest.raises(BusUnavailable, match="unknown"):
+        await plain
+    assert len(await named) == 1
+    await committer.close()
+    await bus.close()
+
+
+async def test_commits_wait_for_the_reconnect_within_their_timeout(start_server: StartServer) -> None:
+    server = await start_server()
+    bus = await Bus.connect(server.url, name="writer")
+    await ensure_streams(bus)
+    committer = Committer(bus, STATE)
+    await server.stop()
+    await down(bus)
+    with pytest.raises(BusUnavailable, match="nothing was sent"):
+        await committer.commit([key("brief")], timeout=0.2)
+    patient = [asyncio.create_task(committer.commit([key(i, expect=0)], timeout=20)) for i in range(40)]
+    await asyncio.sleep(0)
+    with pytest.raises(BusUnavailable):
+        await bus.api("INFO")
+    with pytest.raises(BusUnavailable):
+        await bus.publish("logs.a", b"ghost", deadline=0.1)
+    await server.start()
+    receipts = await asyncio.gather(*patient)
+    assert [unit[0].seq for unit in receipts] == list(range(1, 41))
+    # What failed while the server was away was not sent behind its caller's back afterwards.
+    assert await stored(bus, "brief") is None
+    assert (await bus.api(f"STREAM.INFO.{LOGS}"))["state"]["messages"] == 0
+    await committer.close()
+    await bus.close()
+
+
+async def test_a_unit_whose_answer_was_lost_is_known_again(bus: Bus, committer: Committer) -> None:
+    unit = [key("a", expect=0, msg_id="a"), key("b", expect=0, msg_id="b")]
+    task = asyncio.create_task(committer.commit(unit))
+    while committer._batch is None:
+        await asyncio.sleep(0)
+    committer._lost(tuple(committer._flights.values()), "test")  # the answer, under way, is no longer expected
+    receipts = await task
+    assert receipts == [Receipt(1, True), Receipt(2, True)]
+    with pytest.raises(RevisionConflict):
+        await committer.commit([key("a", expect=0, msg_id="other"), key("c", msg_id="c")])
+
+
+async def drop_atomic(bus: Bus, stream: str) -> None:
+    info = await stream_info(bus, stream)
+    assert info is not None
+    await bus.api(f"STREAM.UPDATE.{stream}", {**info["config"], "allow_atomic": False})
+
+
+async def test_a_stream_that_lost_its_group_commit_gets_it_back(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    committer = Committer(bus, LOGS)
+    await drop_atomic(bus, LOGS)
+    receipts = await asyncio.gather(*(committer.commit([Message("logs.a", b"x")]) for _ in range(50)))
+    assert sorted(unit[0].seq for unit in receipts) == list(range(1, 51))
+    assert sum("no atomic batches" in record.message for record in caplog.records) == 1
+    async with asyncio.timeout(5):
+        while not (await bus.api(f"STREAM.INFO.{LOGS}"))["config"].get("allow_atomic"):
+            await asyncio.sleep(0.01)
+    await committer.commit([Message("logs.a", b"x"), Message("logs.a", b"y")])
+    assert committer.stats.batches == 1
+    await committer.close()
+
+
+async def test_without_group_commit_singles_work_and_units_fail_clearly(bus: Bus) -> None:
+    await bus.api("STREAM.CREATE.foreign", {"name": "foreign", "subjects": ["foreign.>"]})
+    committer = Committer(bus, "foreign")
+    with pytest.raises(BusError, match="allow_atomic"):
+        await committer.commit([Message("foreign.a", b""), Message("foreign.b", b"")])
+    receipts = await asyncio.gather(*(committer.commit([Message("foreign.a", b"x")]) for _ in range(40)))
+    assert [unit[0].seq for unit in receipts] == list(range(1, 41))
+    await committer.close()
