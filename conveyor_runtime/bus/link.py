@@ -14,7 +14,6 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Self, cast
-from urllib.parse import unquote, urlsplit
 
 import nats.errors
 from nats.aio.client import Client
@@ -23,37 +22,14 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from conveyor_runtime.bus import wire
+from conveyor_runtime.bus.address import parse_url
 from conveyor_runtime.bus.errors import PayloadTooLarge
-from conveyor_runtime.errors import BusUnavailable, ConfigError
+from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.kit.backoff import Backoff
 
 __all__ = ["Link"]
 
 log = logging.getLogger(__name__)
-
-
-def _parse_url(url: str) -> tuple[list[str], dict[str, str]]:
-    """Servers without credentials (safe to print), and the credentials as options of the client.
-
-    Credentials go to every server, also to those of a cluster that the first one tells us about.
-    """
-    servers: list[str] = []
-    options: dict[str, str] = {}
-    for one in url.split(","):
-        try:
-            parts = urlsplit(one.strip() if "://" in one else f"nats://{one.strip()}")
-            port = parts.port or 4222
-        except ValueError as exc:
-            raise ConfigError(f"the bus URL has no usable port: {exc}") from exc
-        if parts.scheme not in ("nats", "tls") or not parts.hostname:
-            raise ConfigError("the bus URL must look like nats://[user:password@]host[:port] or tls://...")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        servers.append(f"{parts.scheme}://{host}:{port}")
-        if parts.username is not None and parts.password is not None:
-            options = {"user": unquote(parts.username), "password": unquote(parts.password)}
-        elif parts.username is not None:
-            options = {"token": unquote(parts.username)}
-    return servers, options
 
 
 class _Sink:
@@ -103,7 +79,7 @@ class Link:
         Tries for `patience` seconds, then raises BusUnavailable. Wrong credentials fail at once; a URL that
         cannot work is a ConfigError.
         """
-        servers, options = _parse_url(url)
+        servers, options = parse_url(url)
         give_up = time.monotonic() + patience
         backoff = Backoff(0.1, 1.0)
         while True:

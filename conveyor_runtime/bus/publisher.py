@@ -17,17 +17,13 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from nats.aio.msg import Msg
-from nats.nuid import NUID
-
-from conveyor_runtime.bus import wire
 from conveyor_runtime.bus.connection import ATTEMPT, Bus
 from conveyor_runtime.bus.errors import ApiError
+from conveyor_runtime.bus.flights import Flight, Flights
 from conveyor_runtime.bus.refusal import CONFLICTS, DUPLICATE, NOT_ATOMIC, passing, settle
 from conveyor_runtime.bus.streams import allow_atomic
-from conveyor_runtime.bus.units import BATCH_HEADERS, Flight, Unit, batch_frames, take_batch
+from conveyor_runtime.bus.units import BATCH_HEADERS, Unit, take_batch
 from conveyor_runtime.bus.wire import Message, PubAck, Receipt
 from conveyor_runtime.errors import BusError, BusUnavailable, ConveyorError, RevisionConflict
 
@@ -70,9 +66,7 @@ class Committer:
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Unit] = deque()
-        self._flights: dict[str, Flight] = {}
-        self._batch: Flight | None = None
-        self._batch_ids = NUID()
+        self._flights = Flights(bus, self._landed)
         self._atomic = True
         self._hold_until = 0.0
         self._scheduled = False
@@ -131,67 +125,34 @@ class Committer:
             if head.future.done():
                 waiting.popleft()
             elif head.single and (head.alone or not self._atomic):
-                self._send_singles(waiting.popleft())
+                self._flights.send_singles(waiting.popleft())
             elif not self._atomic:
                 waiting.popleft().fail(_not_atomic(self._stream))
-            elif self._batch is not None:
+            elif self._flights.batch is not None:
                 break
             elif len(waiting) < SINGLES and all(unit.single for unit in waiting):
                 if len(self._flights) + len(waiting) > SINGLES:
                     break  # enough is in flight; what gathers meanwhile may be worth a batch
-                self._send_singles(waiting.popleft())
+                self._flights.send_singles(waiting.popleft())
             else:
                 units = take_batch(waiting)
                 if len(units) == 1 and units[0].single:
-                    self._send_singles(units[0])
+                    self._flights.send_singles(units[0])
                 elif units:
-                    self._send_batch(units)
+                    self._flights.send_batch(units)
         if not (waiting or self._flights or self._tasks):
             self._idle.set()
 
-    def _send_singles(self, unit: Unit) -> None:
-        """Publish each message of `unit` by itself."""
-        now = time.monotonic()
-        unit.first_sent = min(unit.first_sent, now)
-        receipts = unit.start_singles()
-        for index, (message, lines) in enumerate(zip(unit.messages, unit.lines, strict=True)):
-            flight = Flight([unit], now)
-            flight.index, flight.into = index, receipts
-            self._launch(flight)
-            self._bus.send(wire.assemble(message.subject, lines, message.data, flight.reply))
-
-    def _send_batch(self, units: list[Unit]) -> None:
-        """Publish `units` as one atomic batch."""
-        now = time.monotonic()
-        for unit in units:
-            unit.first_sent = min(unit.first_sent, now)
-        flight = self._batch = Flight(units, now)
-        self._launch(flight)
-        batch_id = self._batch_ids.next().decode()
-        self._bus.send(batch_frames(units, batch_id, flight.count, flight.reply))
-
-    def _launch(self, flight: Flight) -> None:
-        flight.reply = self._bus.on_reply(partial(self._landed, flight))
-        self._flights[flight.reply] = flight
-
     # -- answers --------------------------------------------------------------------------------------------
 
-    def _landed(self, flight: Flight, msg: Msg) -> None:
-        self._drop(flight)
-        ack = wire.decode_ack(msg)
+    def _landed(self, flight: Flight, ack: PubAck) -> None:
         if ack.error:
             self.stats.refused += 1
             self._refused(flight, ack)
         elif flight.into is None:
             self._stored_batch(flight, ack)
         else:
-            unit = flight.units[0]
-            if flight.into is unit.receipts:
-                flight.into[flight.index] = Receipt(ack.seq, ack.duplicate)
-                unit.missing -= 1
-                if not unit.missing:
-                    self._count(unit)
-                    unit.stored([receipt for receipt in flight.into if receipt])
+            self._stored_single(flight.units[0], flight, ack)
         self._schedule()
 
     def _stored_batch(self, flight: Flight, ack: PubAck) -> None:
@@ -206,13 +167,22 @@ class Committer:
             self._count(unit)
             unit.stored(receipts)
 
+    def _stored_single(self, unit: Unit, flight: Flight, ack: PubAck) -> None:
+        if flight.stale:
+            return
+        unit.receipts[flight.index] = Receipt(ack.seq, ack.duplicate)
+        unit.missing -= 1
+        if not unit.missing:
+            self._count(unit)
+            unit.stored([receipt for receipt in unit.receipts if receipt])
+
     def _count(self, unit: Unit) -> None:
         self.stats.commits += 1
         self.stats.messages += len(unit.messages)
 
     def _refused(self, flight: Flight, ack: PubAck) -> None:
         """Nothing of the flight was stored: send again what may succeed, else tell its caller."""
-        if flight.into is not None and flight.into is not flight.units[0].receipts:
+        if flight.stale:
             return
         if ack.error == NOT_ATOMIC and self._atomic:
             self._atomic = False
@@ -232,7 +202,7 @@ class Committer:
     def _refused_alone(self, unit: Unit, ack: PubAck) -> None:
         if ack.error == DUPLICATE and not unit.expects:
             # Singly, a message that is stored already is answered with its sequence, and that is success.
-            self._send_singles(unit)
+            self._flights.send_singles(unit)
         elif ack.error in CONFLICTS and unit.single and not unit.unknown:
             unit.fail(RevisionConflict(unit.messages[0].subject))
         elif ack.error == DUPLICATE or ack.error in CONFLICTS:
@@ -264,15 +234,15 @@ class Committer:
             self._hold_until = 0.0
             self._schedule()
         else:
-            self._lost(tuple(self._flights.values()), "the connection broke before the answer")
+            self._lost(self._flights.all(), "the connection broke before the answer")
 
     def _lost(self, flights: Iterable[Flight], why: str) -> None:
         """No answer will come: what carries Msg-Ids goes again, the others' callers must know."""
         now = time.monotonic()
         again: list[Unit] = []
         for flight in flights:
-            self._drop(flight)
-            if flight.into is not None and flight.into is not flight.units[0].receipts:
+            self._flights.drop(flight)
+            if flight.stale:
                 continue
             for unit in flight.units:
                 unit.unknown = True
@@ -287,12 +257,6 @@ class Committer:
     def _again(self, units: list[Unit]) -> None:
         self._waiting.extendleft(unit for unit in reversed(units) if not unit.future.done())
 
-    def _drop(self, flight: Flight) -> None:
-        self._flights.pop(flight.reply, None)
-        self._bus.forget(flight.reply)
-        if flight is self._batch:
-            self._batch = None
-
     def _hold(self, seconds: float) -> None:
         self._hold_until = time.monotonic() + seconds
         self._loop.call_later(seconds + 0.001, self._schedule)
@@ -300,10 +264,9 @@ class Committer:
     def _tick(self) -> None:
         """Look for what is overdue: attempts without an answer, and callers whose time is up."""
         now = time.monotonic()
-        overdue = [flight for flight in self._flights.values() if now - flight.sent_at > ATTEMPT]
-        if overdue:
+        if overdue := self._flights.overdue():
             self._lost(overdue, f"no answer within {ATTEMPT:g} s")
-        for flight in self._flights.values():
+        for flight in self._flights.all():
             for unit in flight.units:
                 if now >= unit.deadline:
                     before = f" (before that: {unit.reason})" if unit.reason else ""

@@ -1,4 +1,4 @@
-"""What a committer carries: units of messages, and flights of units that wait for their PubAck."""
+"""What a committer is given: units of messages, and which of them may share a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from conveyor_runtime.bus import wire
 from conveyor_runtime.bus.wire import Message, Receipt
 
-__all__ = ["BATCH_HEADERS", "Flight", "Unit", "batch_frames", "take_batch"]
+__all__ = ["BATCH_HEADERS", "Unit", "take_batch"]
 
 MAX_MESSAGES = 500
 """Messages in one batch; the server would take 1000, but gains nothing from it."""
@@ -80,22 +80,6 @@ class Unit:
         return self.receipts
 
 
-class Flight:
-    """Messages under way that are answered by one PubAck: a batch of units, or one message of a unit."""
-
-    __slots__ = ("count", "index", "into", "reply", "sent_at", "units")
-
-    def __init__(self, units: list[Unit], sent_at: float) -> None:
-        self.units = units
-        self.sent_at = sent_at
-        self.reply = ""
-        self.count = sum(len(unit.messages) for unit in units)
-        self.index = 0
-        """Which message of its unit, for a single one."""
-        self.into: list[Receipt | None] | None = None
-        """Where the receipt of a single message goes; None for a batch."""
-
-
 def take_batch(waiting: deque[Unit]) -> list[Unit]:
     """Take from the front what may share a batch: at least one unit, none that could refuse another for sure.
 
@@ -134,19 +118,3 @@ def take_batch(waiting: deque[Unit]) -> list[Unit]:
             if message.msg_id is not None:
                 ids.add(message.msg_id)
     return units
-
-
-def batch_frames(units: list[Unit], batch_id: str, count: int, reply: str) -> bytes:
-    """The frames of one atomic batch of `count` messages; only the last is answered."""
-    frames = []
-    seq = 0
-    for unit in units:
-        for message, lines in zip(unit.messages, unit.lines, strict=True):
-            seq += 1
-            batch = f"Nats-Batch-Id: {batch_id}\r\nNats-Batch-Sequence: {seq}\r\n".encode()
-            if seq < count:
-                frames.append(wire.assemble(message.subject, batch + lines, message.data))
-            else:
-                batch += b"Nats-Batch-Commit: 1\r\n"
-                frames.append(wire.assemble(message.subject, batch + lines, message.data, reply))
-    return b"".join(frames)

@@ -292,9 +292,9 @@ async def test_commits_wait_for_the_reconnect_within_their_timeout(start_server:
 async def test_a_unit_whose_answer_was_lost_is_known_again(bus: Bus, committer: Committer) -> None:
     unit = [key("a", expect=0, msg_id="a"), key("b", expect=0, msg_id="b")]
     task = asyncio.create_task(committer.commit(unit))
-    while committer._batch is None:
+    while committer._flights.batch is None:
         await asyncio.sleep(0)
-    committer._lost(tuple(committer._flights.values()), "test")  # the answer, under way, is no longer expected
+    committer._lost(committer._flights.all(), "test")  # the answer, under way, is no longer expected
     receipts = await task
     assert receipts == [Receipt(1, True), Receipt(2, True)]
     with pytest.raises(RevisionConflict):
