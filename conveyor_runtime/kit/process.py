@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-__all__ = ["Child", "Exit", "OnChunk", "finish", "run"]
+__all__ = ["Child", "Exit", "OnChunk", "finish", "hold", "run"]
 
 T = TypeVar("T")
 OnChunk = Callable[[Literal["stdout", "stderr"], bytes], Awaitable[None]]
@@ -54,6 +54,28 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
+async def hold(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end and return its result even if the caller is cancelled meanwhile.
+
+    The cancellation then strikes at the caller's next await: when it has in its hands what it must clean up.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            cancelled = True
+        except Exception:  # noqa: BLE001 - raised by result() below
+            break
+    if cancelled and (caller := asyncio.current_task()) is not None:
+        caller.uncancel()
+        caller.cancel()
+    return task.result()
+
+
 class Child:
     """A running child, leader of its own session and process group."""
 
@@ -72,8 +94,15 @@ class Child:
     ) -> Self:
         """Start it with exactly this environment and no stdin. Raises OSError if it cannot be executed.
 
-        `on_chunk` is awaited before more is read; its calls never overlap.
+        `on_chunk` is awaited before more is read; its calls never overlap. A caller that is cancelled meanwhile still
+        gets the child, and the cancellation right after, so that no child is lost half-way.
         """
+        return await hold(cls._start(argv, env, cwd, on_chunk))
+
+    @classmethod
+    async def _start(
+        cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path | str | None, on_chunk: OnChunk
+    ) -> Self:
         pipes = [os.pipe(), os.pipe()]
         try:
             process = await asyncio.create_subprocess_exec(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
 
+from conveyor_runtime.errors import RevisionConflict
 from conveyor_runtime.models import (
     Claim,
     DriverRecord,
@@ -17,6 +20,7 @@ from conveyor_runtime.models import (
     ResourceDefinition,
     ResourceRecord,
     RunRecord,
+    utc_now,
 )
 from conveyor_runtime.store import keys
 from conveyor_runtime.store.base import Change, Store, Write
@@ -114,7 +118,12 @@ class State:
         """A definition, from the leader."""
         return await self._read(keys.definition(type_), ResourceDefinition)
 
-    async def meta(self) -> Meta | None:
-        """Who this installation is."""
-        found = await self._read(keys.META, Meta)
-        return found.record if found else None
+    async def ensure_meta(self) -> Meta:
+        """Who this installation is; the first process to ask decides."""
+        while True:
+            found = await self._read(keys.META, Meta)
+            if found is not None:
+                return found.record
+            meta = Meta(installation=secrets.token_hex(4), epoch=secrets.token_hex(8), created_at=utc_now())
+            with suppress(RevisionConflict):
+                await self.commit(Put(keys.META, meta, 0))

@@ -98,10 +98,11 @@ class View:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """The follower, for a supervisor to watch."""
-        return self._task
+    async def wait_failed(self) -> None:
+        """Until following the store fails for good: raises what made it fail."""
+        assert self._task is not None
+        await asyncio.wait({self._task})
+        self._task.result()
 
     def listen(self, listener: Listener) -> None:
         """Be told of each change after it is applied."""

@@ -1,0 +1,101 @@
+"""Processes as the command line starts them: loop, logging, signals, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import uvloop
+
+from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
+from conveyor_runtime.daemon.control import connect, control_plane
+from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, up
+from conveyor_runtime.daemon.worker import work
+from conveyor_runtime.kit.shutdown import on_signals
+from conveyor_runtime.reconcile import Driver
+from conveyor_runtime.security.redaction import redact_url
+
+log = logging.getLogger(__name__)
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def run_driver(driver: Driver, nats_url: str, settings: DriverSettings, api_url: str = "", token: str = "") -> int:
+    """Run one driver until a signal; the exit code. Raises ConfigError, BusUnavailable."""
+    return _run(work(driver, nats_url, settings, api_url, token))
+
+
+def run_serve(bus: BusSettings, api: ApiSettings, ready_file: Path | None) -> int:
+    """Run API and engine until a signal; the exit code. Raises ConfigError, BusError."""
+    return _run(_serve(bus, api, ready_file))
+
+
+def run_up(settings: UpSettings) -> int:
+    """Run everything until a signal; the exit code. Raises ConfigError, BusError."""
+    return _run(_up(settings))
+
+
+async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path | None) -> int:
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(_Signals())
+        url = await stack.enter_async_context(bus_url(bus_settings))
+        bus = await connect(url, name="conveyor-control", patience=30.0, replicas=bus_settings.replicas)
+        stack.push_async_callback(bus.close)
+        control = await stack.enter_async_context(control_plane(bus, api))
+        running = Running(control.url, url, api.token, control)
+        if ready_file is not None:
+            running.write(ready_file)
+            stack.callback(ready_file.unlink, missing_ok=True)
+        _say_ready(running)
+        await signals.wait(running)
+    return 0
+
+
+async def _up(settings: UpSettings) -> int:
+    with _Signals() as signals:
+        async with up(settings) as running:
+            _say_ready(running)
+            await signals.wait(running)
+            log.info("stopping: running work is finished or handed over first; once more to hurry")
+    return 0
+
+
+class _Signals:
+    """SIGTERM and SIGINT: while starting, the start is given up; then the first asks for the end, others to hurry."""
+
+    def __init__(self) -> None:
+        self._stop = asyncio.Event()
+        self._running: Running | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self._stack.enter_context(on_signals(self._signalled))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> bool:
+        self._stack.close()
+        return kind is asyncio.CancelledError and self._stop.is_set()
+
+    def _signalled(self) -> None:
+        if self._running is not None and self._stop.is_set():
+            self._running.hurry()
+        elif self._running is None and not self._stop.is_set() and self._task is not None:
+            self._task.cancel()
+        self._stop.set()
+
+    async def wait(self, running: Running) -> None:
+        """Until the first signal."""
+        self._running = running
+        await self._stop.wait()
+
+
+def _say_ready(running: Running) -> None:
+    print(f"ready: API {running.api_url} NATS {redact_url(running.nats_url)}", flush=True)  # noqa: T201 - the one line

@@ -1,0 +1,170 @@
+"""Everything in one process tree: nats-server, API and engine, one child process per driver."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pipelines
+from conveyor_runtime.bus import EmbeddedServer
+from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
+from conveyor_runtime.daemon.control import Control, connect, control_plane
+from conveyor_runtime.engine.intake import Draft, Intake
+from conveyor_runtime.errors import ConfigError
+from conveyor_runtime.kit.child import Child
+from conveyor_runtime.models import ResourceDefinition
+from conveyor_runtime.reconcile import installed_drivers
+
+log = logging.getLogger(__name__)
+
+#: Seconds the drivers get to register before `up` says it is not ready.
+_DRIVERS_READY = 60.0
+
+
+@dataclass(frozen=True)
+class UpSettings:
+    """`drivers` None = all that are installed, () = none."""
+
+    bus: BusSettings = field(default_factory=BusSettings)
+    api: ApiSettings = field(default_factory=ApiSettings)
+    driver: DriverSettings = field(default_factory=DriverSettings)
+    drivers: tuple[str, ...] | None = None
+    ready_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where everything is. The NATS URL carries its credentials."""
+
+    api_url: str
+    nats_url: str
+    token: str
+    control: Control
+    children: tuple[Child, ...] = ()
+
+    def hurry(self) -> None:
+        """Have the drivers stop their work instead of finishing it."""
+        for child in self.children:
+            child.terminate()
+
+    def write(self, path: Path) -> None:
+        """Write the addresses for other programs, readable by this user only."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"api": self.api_url, "nats": self.nats_url, "token": self.token}, file)
+        partial.replace(path)
+
+
+@asynccontextmanager
+async def bus_url(settings: BusSettings) -> AsyncIterator[str]:
+    """The URL of the bus: the one given, else that of an embedded server for as long as the block lasts."""
+    if settings.url:
+        yield settings.url
+        return
+    server = EmbeddedServer(settings.data_dir / "nats", host=settings.host, port=settings.port, sync=settings.sync)
+    await server.start()
+    try:
+        yield server.url
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def up(settings: UpSettings) -> AsyncIterator[Running]:
+    """Start everything; ready when the block begins, stopped when it ends. Raises ConfigError, BusError."""
+    names = _driver_names(settings.drivers)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(bus_url(settings.bus))
+        bus = await connect(url, name="conveyor-control", replicas=settings.bus.replicas)
+        stack.push_async_callback(bus.close)
+        control = await stack.enter_async_context(control_plane(bus, settings.api))
+        await register_shipped(control.services.intake)
+        addresses = Running(control.url, url, settings.api.token, control)
+        children = await stack.enter_async_context(_children(names, settings, addresses))
+        running = replace(addresses, children=children)
+        await _drivers_ready(control, names)
+        if settings.ready_file is not None:
+            running.write(settings.ready_file)
+            stack.callback(settings.ready_file.unlink, missing_ok=True)
+        yield running
+
+
+async def register_shipped(intake: Intake) -> None:
+    """The definitions and pipelines that ship; what is there already in this form stays untouched."""
+    for name in pipelines.definitions():
+        definition = ResourceDefinition.model_validate(pipelines.definition(name))
+        await intake.write_definition(definition, may_exist=True)
+    for name in pipelines.pipelines():
+        document = pipelines.pipeline(name)
+        spec = {key: value for key, value in document.items() if key != "name"}
+        await intake.update(Draft(type="pipeline", name=name, spec=spec), create_missing=True)
+
+
+def _driver_names(chosen: tuple[str, ...] | None) -> list[str]:
+    installed = sorted(installed_drivers())
+    if chosen is None:
+        return installed
+    unknown = sorted(set(chosen) - set(installed))
+    if unknown:
+        raise ConfigError(f"no driver named {', '.join(unknown)} is installed (installed: {', '.join(installed)})")
+    return list(dict.fromkeys(chosen))
+
+
+@asynccontextmanager
+async def _children(names: list[str], settings: UpSettings, running: Running) -> AsyncIterator[tuple[Child, ...]]:
+    environment = _environment(settings, running)
+    children = tuple(Child(name, [sys.executable, "-m", "conveyor_runtime", name], environment) for name in names)
+    tasks = [asyncio.create_task(child.run(), name=child.name) for child in children]
+    try:
+        yield children
+    finally:
+        grace = settings.driver.drain_grace + settings.driver.kill_grace + 10.0
+        await asyncio.gather(*(child.stop(grace) for child in children))
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _environment(settings: UpSettings, running: Running) -> Mapping[str, str]:
+    """How a child is told what to do: credentials never stand on a command line, where everybody could read them."""
+    driver = settings.driver
+    environment = {
+        **os.environ,
+        "CONVEYOR_NATS_URL": running.nats_url,
+        "CONVEYOR_API_URL": running.api_url,
+        "CONVEYOR_TOKEN": running.token,
+        "CONVEYOR_BACKEND": driver.backend,
+        "CONVEYOR_CONCURRENCY": str(driver.concurrency),
+        "CONVEYOR_ALLOW_FILE_REPOSITORIES": "true" if driver.allow_file_repositories else "false",
+    }
+    if driver.native_root is not None:
+        environment["CONVEYOR_NATIVE_ROOT"] = str(driver.native_root)
+    return environment
+
+
+async def _drivers_ready(control: Control, names: list[str]) -> None:
+    """Until each driver has a living process."""
+    view, changed = control.state.view, asyncio.Event()
+    view.listen(lambda kind, parts: changed.set() if kind == "instance" else None)
+    alive: set[str] = set()
+    try:
+        async with asyncio.timeout(_DRIVERS_READY):
+            while missing := set(names) - alive:
+                await changed.wait()
+                changed.clear()
+                is_dead = control.services.engine.liveness.is_dead
+                alive = {it.record.driver for it in view.instances() if not is_dead(it.record.id)}
+    except TimeoutError:
+        raise ConfigError(
+            f"these drivers did not start within {_DRIVERS_READY:.0f} s: {', '.join(sorted(missing))};"
+            " the lines above say why"
+        ) from None

@@ -1,0 +1,66 @@
+"""One driver process: its connection, its backends, its manager."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pipelines
+from conveyor_runtime.bus import Committer
+from conveyor_runtime.client import Client
+from conveyor_runtime.config import DriverSettings
+from conveyor_runtime.daemon.control import connect
+from conveyor_runtime.kit.shutdown import on_signals
+from conveyor_runtime.orchestra import Orchestra
+from conveyor_runtime.reconcile import Driver, DriverManager
+from conveyor_runtime.reconcile.manager import ManagerDeps
+from conveyor_runtime.store import KvStore, State
+
+log = logging.getLogger(__name__)
+
+#: Exit code of a process that ended because user code could not be stopped in any other way.
+EXIT_STUCK = 70
+
+
+async def work(driver: Driver, nats_url: str, settings: DriverSettings, api_url: str, token: str) -> int:
+    """Run the driver until a signal; the process's exit code."""
+    if settings.resources:
+        driver = replace(driver, resources=settings.resources)
+    settings = replace(settings, defaults=_merge(pipelines.defaults(), settings.defaults))
+    bus = await connect(nats_url, name=f"conveyor-{driver.name}", patience=30.0)
+    committers = [Committer(bus, stream) for stream in ("KV_cv-state", "cv-results", "cv-logs")]
+    orchestra = await Orchestra.open(settings.backend, native_root=settings.native_root) if driver.sandbox else None
+    client = Client(api_url, token=token) if api_url else None
+    try:
+        state = State(KvStore(bus, committers[0]))
+        meta = await state.ensure_meta()
+        manager = DriverManager(
+            driver,
+            settings,
+            ManagerDeps(
+                bus=bus,
+                state=state,
+                results=committers[1],
+                logs=committers[2],
+                installation=meta.installation,
+                orchestra=orchestra,
+                client=client,
+            ),
+        )
+        with on_signals(manager.drain):
+            await manager.run()
+        return EXIT_STUCK if manager.stuck else 0
+    finally:
+        for committer in committers:
+            await committer.close()
+        if orchestra is not None:
+            await orchestra.close()
+        if client is not None:
+            await client.aclose()
+        await bus.close()
+
+
+def _merge(shipped: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {type_: {**shipped.get(type_, {}), **own.get(type_, {})} for type_ in {*shipped, *own}}

@@ -1,0 +1,96 @@
+"""A child process that is started again when it dies, and that never outlives us."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from conveyor_runtime.kit.backoff import Backoff
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+#: Seconds a child must have run for its next death to count as the first again.
+_HEALTHY = 10.0
+
+
+def end_with_parent() -> Callable[[], None]:
+    """A `preexec_fn` that has the kernel send SIGTERM to the child when the thread that started it ends."""
+    parent = os.getpid()
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            # The parent died before the kernel was told.
+            os._exit(1)
+
+    return prepare
+
+
+class Child:
+    """One supervised child. `run()` keeps it running until cancelled; `stop()` ends it in order."""
+
+    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        self.name = name
+        self._argv = list(argv)
+        self._env = dict(env)
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None while there is none."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def run(self) -> None:
+        """Start it, and start it again whenever it ends, with growing waits."""
+        backoff = Backoff(0.2, 15.0)
+        while True:
+            started = time.monotonic()
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                env=self._env,
+                stdin=asyncio.subprocess.DEVNULL,
+                # A terminal's Ctrl-C goes to a whole session; the children are told by us, once, in order.
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
+            )
+            code = await self._process.wait()
+            if self._stopping:
+                await asyncio.Event().wait()
+            if time.monotonic() - started > _HEALTHY:
+                backoff.reset()
+            wait = backoff.next()
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
+            log.warning("%s %s and is started again in %.1f s", self.name, how, wait)
+            await asyncio.sleep(wait)
+
+    def terminate(self) -> None:
+        """Send SIGTERM now: a second one tells a process that drains to hurry."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+
+    async def stop(self, grace: float) -> None:
+        """SIGTERM, `grace` seconds, SIGKILL."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(grace):
+                await process.wait()
+        except TimeoutError:
+            log.warning("%s did not end within %.0f s and is killed", self.name, grace)
+            process.kill()
+            await process.wait()

@@ -1,0 +1,163 @@
+"""A whole runtime in one process on a real bus: an engine, and drivers whose reconcile the test writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from conveyor_runtime.bus import Bus, Committer, EmbeddedServer, Puller, Slots
+from conveyor_runtime.bus.consumers import ensure_consumer
+from conveyor_runtime.config import DriverSettings
+from conveyor_runtime.engine import Engine, Intake, describe_run
+from conveyor_runtime.engine.describe import RunView
+from conveyor_runtime.engine.intake import Accepted, Draft
+from conveyor_runtime.engine.sweep import Sweep
+from conveyor_runtime.models import LogLine, ResourceDefinition
+from conveyor_runtime.reconcile import Driver, DriverManager
+from conveyor_runtime.reconcile.manager import ManagerDeps
+from conveyor_runtime.store import KvStore, LogStore, State, View
+
+
+@dataclass
+class Cluster:
+    """One engine on a bus; `add` drivers, `post` resources, `ended` waits for a run's end."""
+
+    bus: Bus
+    state: State
+    engine: Engine
+    intake: Intake
+    sweep: Sweep
+    stack: AsyncExitStack
+    managers: list[tuple[DriverManager, asyncio.Task[None]]] = field(default_factory=list)
+
+    async def define(self, type_: str, **fields: Any) -> None:
+        """A definition that takes any object."""
+        definition = ResourceDefinition(name=type_, schema={"type": "object"}, **fields)
+        await self.intake.write_definition(definition, may_exist=True)
+
+    async def pipeline(self, name: str, type_: str, *drivers: str, finally_: tuple[str, ...] = (), **step: Any) -> None:
+        """A pipeline of these drivers."""
+        spec = {
+            "resource": type_,
+            "steps": [{"id": driver, "name": driver, "driver": driver, **step} for driver in drivers],
+            "finally": [{"id": driver, "name": driver, "driver": driver} for driver in finally_],
+        }
+        await self.intake.update(Draft("pipeline", name, spec), create_missing=True)
+
+    async def post(self, type_: str, name: str, pipeline: str | None = None, **spec: Any) -> Accepted:
+        """A new resource."""
+        return await self.intake.create(Draft(type_, name, spec, pipeline))
+
+    async def put(self, type_: str, name: str, pipeline: str | None = None, **spec: Any) -> Accepted:
+        """A resource's new spec."""
+        return await self.intake.update(Draft(type_, name, spec, pipeline))
+
+    async def add(self, driver: Driver, **settings: Any) -> DriverManager:
+        """Start a process's worth of a driver, on a connection of its own."""
+        bus = await Bus.connect(self.url, name=driver.name)
+        self.stack.push_async_callback(bus.close)
+        committers = [Committer(bus, stream) for stream in ("KV_cv-state", "cv-results", "cv-logs")]
+        deps = ManagerDeps(
+            bus=bus,
+            state=State(KvStore(bus, committers[0])),
+            results=committers[1],
+            logs=committers[2],
+            installation="test",
+        )
+        manager = DriverManager(driver, DriverSettings(**{"drain_grace": 5.0, "kill_grace": 0.5, **settings}), deps)
+        task = asyncio.create_task(manager.run())
+        self.managers.append((manager, task))
+        ready = asyncio.create_task(manager.ready.wait())
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            ready.cancel()
+            await task
+        return manager
+
+    url: str = ""
+
+    async def stop(self, manager: DriverManager) -> None:
+        """Drain a driver process."""
+        task = next(task for it, task in self.managers if it is manager)
+        manager.drain()
+        await task
+
+    async def until(self, true: Callable[[], Any], seconds: float = 15.0) -> Any:
+        """Wait until `true()` holds, looking at every change of the state."""
+        changed = asyncio.Event()
+        self.state.view.listen(lambda kind, parts: changed.set())
+        async with asyncio.timeout(seconds):
+            while not (value := true()):
+                changed.clear()
+                await changed.wait()
+        return value
+
+    async def ended(self, run_id: str, seconds: float = 15.0) -> RunView:
+        """The run, once it is terminal."""
+
+        def look() -> bool:
+            found = self.state.view.run(run_id)
+            return found is not None and found.record.status.terminal
+
+        try:
+            await self.until(look, seconds)
+        except TimeoutError:
+            raise AssertionError(f"run {run_id} does not end: {self.run(run_id)}") from None
+        return self.run(run_id)
+
+    def run(self, run_id: str) -> RunView:
+        """The run as it is shown."""
+        found = self.state.view.run(run_id)
+        assert found is not None, f"there is no run {run_id}"
+        return describe_run(found.record, self.state.view)
+
+    async def gone(self, type_: str, name: str) -> None:
+        """Until the resource is removed."""
+        await self.until(lambda: self.state.view.resource(type_, name) is None)
+
+    async def logs(self, run_id: str) -> list[LogLine]:
+        """What is stored of a run's log."""
+        return [entry.line async for entry in LogStore(self.bus).read(run_id)]
+
+
+@asynccontextmanager
+async def cluster_on(url: str) -> AsyncIterator[Cluster]:
+    """An engine on the bus at `url`, whose streams exist."""
+    async with AsyncExitStack() as stack:
+        bus = await Bus.connect(url, name="engine")
+        stack.push_async_callback(bus.close)
+        committer, messages = Committer(bus, "KV_cv-state"), Committer(bus, "messages")
+        store = KvStore(bus, committer)
+        view = View(store)
+        state = State(store, view)
+
+        async def make() -> None:
+            await ensure_consumer(bus, "cv-results", "cv-engine", filters=["pipelines.>"], max_ack_pending=20_000)
+
+        await make()
+        await view.start()
+        stack.push_async_callback(view.stop)
+        engine = Engine(state, bus, messages, Puller(bus, "cv-results", "cv-engine", Slots(256), on_missing=make))
+        sweep = Sweep(engine, bus)
+        cluster = Cluster(bus, state, engine, Intake(engine), sweep, stack, url=url)
+        loops = [engine.run(), engine.liveness.run(), engine.foreign.run(), sweep.run()]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        try:
+            yield cluster
+        finally:
+            for manager, _ in cluster.managers:
+                manager.drain()
+                manager.drain()
+            if cluster.managers:
+                await asyncio.wait([task for _, task in cluster.managers])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await engine.close()
+            failed = [task.exception() for task in tasks if not task.cancelled()]
+            assert not failed, failed
+
+
