@@ -8,6 +8,8 @@ one that stops them among those.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +30,7 @@ from conveyor_runtime.errors import (
     TerminalError,
 )
 
-__all__ = ["Conflicting", "Engine", "ThreadedReader", "translate"]
+__all__ = ["Conflicting", "Engine", "ThreadedReader", "node_name", "translate"]
 
 T = TypeVar("T")
 
@@ -75,8 +77,7 @@ class Engine:
             api, info = await asyncio.to_thread(_connect)
         except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
             raise BackendUnavailable(f"docker does not answer: {error}") from error
-        daemon = "".join(letter if letter.isalnum() else "-" for letter in str(info.get("ID") or info["Name"]))
-        return cls(api, f"docker-{daemon}"[:128])
+        return cls(api, node_name(info))
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run one blocking call in the pool. Raises our exceptions only.
@@ -143,6 +144,17 @@ class ThreadedReader(Generic[T]):
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
         except RuntimeError:  # the loop is closed: nobody is left to be told
             self._closed = True
+
+
+def node_name(info: dict[str, Any]) -> str:
+    """`docker-<daemon>-<where>`, by what the engine says of itself.
+
+    Its id alone is not enough: machines made from one image share it, and so do two engines on one machine.
+    """
+    identity = str(info.get("ID") or "")
+    daemon = re.sub("[^A-Za-z0-9]", "", identity)[:12]
+    where = "\n".join((identity, str(info.get("Name")), str(info.get("DockerRootDir"))))
+    return f"docker-{daemon or 'x'}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
 
 
 def _connect() -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""What every backend must do, said once and tried on each."""
