@@ -25,7 +25,7 @@ def _draft(document: dict[str, Any]) -> Draft:
     if not isinstance(name, str) or not is_name(name):
         raise InvalidInput(f"name: must be {NAME_RULE}", [Problem("/name", f"must be {NAME_RULE}")])
     # Parsed here although the intake parses again: there the pointers begin at the spec, and here it is the body.
-    spec = parse(PipelineSpec, document, "the pipeline")
+    spec = parse(PipelineSpec, document, "the pipeline").with_ids()
     return Draft(PIPELINE, name, spec.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
