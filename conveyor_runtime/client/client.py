@@ -1,0 +1,251 @@
+"""The client itself: one method per thing one can ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx2
+from pydantic import ValidationError
+
+from conveyor_runtime.client.errors import NotFoundError, ServerFaultError, UnavailableError, UnreachableError
+from conveyor_runtime.client.follow import Absence, follow
+from conveyor_runtime.client.models import Applied, Deleted, DriverInfo, LoggedLine, Pipeline, ResourceInfo, Run
+from conveyor_runtime.client.transport import Transport
+from conveyor_runtime.kit.backoff import Backoff
+from conveyor_runtime.models import Model, Resource, ResourceDefinition, Status
+
+M = TypeVar("M", bound=Model)
+
+#: A document as one would write it in YAML or JSON.
+Document = Mapping[str, Any]
+
+_PAGE = 500
+
+
+class Client:
+    """Speaks to the API at `base_url`; `async with` closes it. Every method raises `ClientError`.
+
+    `timeout` (seconds) bounds each request. Reads are tried again for a moment when the server is away, writes only
+    when they certainly never left. Lists see what this client has written.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8080",
+        token: str = "",
+        timeout: float = 30.0,
+        *,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._transport = Transport(base_url, token, timeout, transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._transport.aclose()
+
+    # -- resources -----------------------------------------------------------------------------------------------
+
+    async def apply(self, resource: Document) -> Applied:
+        """Create the resource or make it so; what changes nothing makes no run."""
+        response = await self._transport.send("POST", "/resources/apply", json=resource)
+        return _one(Applied, response, created=response.status_code == 201)
+
+    async def create(self, resource: Document) -> Applied:
+        """Create the resource. Raises ConflictError if there is one of that type and name."""
+        response = await self._transport.send("POST", "/resources", json=resource)
+        return _one(Applied, response, created=True)
+
+    async def update(self, type: str, name: str, resource: Document) -> ResourceInfo:  # noqa: A002 - the word of the domain
+        """Replace the resource; its `run_id` names the run this led to. Raises NotFoundError if there is none."""
+        return _one(ResourceInfo, await self._transport.send("PUT", _path("resources", type, name), json=resource))
+
+    async def get_resource(self, type: str, name: str) -> ResourceInfo:  # noqa: A002
+        """The resource, with what the drivers of its active or last run reported."""
+        return _one(ResourceInfo, await self._transport.send("GET", _path("resources", type, name)))
+
+    async def get_version(self, type: str, name: str, version: int | str) -> Resource:  # noqa: A002
+        """The resource as it was at an earlier version."""
+        path = _path("resources", type, name, str(version))
+        return _one(Resource, await self._transport.send("GET", path))
+
+    async def list_resources(self, type: str | None = None) -> list[ResourceInfo]:  # noqa: A002
+        """All resources (of a type), by type and name."""
+        return await self._all(ResourceInfo, "/resources", {"type": type})
+
+    async def delete_resource(self, type: str, name: str) -> Deleted:  # noqa: A002
+        """Delete the resource: gone at once, or once its drivers have cleaned up."""
+        return await self._delete(_path("resources", type, name), name)
+
+    # -- definitions ---------------------------------------------------------------------------------------------
+
+    async def create_definition(self, definition: Document) -> ResourceDefinition:
+        """Create a resource definition. Raises ConflictError if it exists."""
+        return _one(ResourceDefinition, await self._transport.send("POST", "/resource-definitions", json=definition))
+
+    async def apply_definition(self, definition: Document) -> ResourceDefinition:
+        """Create a resource definition or replace it."""
+        response = await self._transport.send("POST", "/resource-definitions/apply", json=definition, repeatable=True)
+        return _one(ResourceDefinition, response)
+
+    async def get_definition(self, name: str) -> ResourceDefinition:
+        """A resource definition."""
+        return _one(ResourceDefinition, await self._transport.send("GET", _path("resource-definitions", name)))
+
+    async def list_definitions(self) -> list[ResourceDefinition]:
+        """All resource definitions by name."""
+        return await self._all(ResourceDefinition, "/resource-definitions", {})
+
+    async def delete_definition(self, name: str) -> None:
+        """Delete a resource definition; resources of its type stay."""
+        await self._transport.send("DELETE", _path("resource-definitions", name))
+
+    # -- pipelines -----------------------------------------------------------------------------------------------
+
+    async def apply_pipeline(self, pipeline: Document) -> Pipeline:
+        """Create a pipeline, or make a new revision of it."""
+        return _one(Pipeline, await self._transport.send("POST", "/pipelines", json=pipeline))
+
+    async def update_pipeline(self, name: str, pipeline: Document) -> Pipeline:
+        """Replace a pipeline. Raises NotFoundError if there is none."""
+        return _one(Pipeline, await self._transport.send("PUT", _path("pipelines", name), json=pipeline))
+
+    async def get_pipeline(self, name: str) -> Pipeline:
+        """A pipeline."""
+        return _one(Pipeline, await self._transport.send("GET", _path("pipelines", name)))
+
+    async def list_pipelines(self) -> list[Pipeline]:
+        """All pipelines by name."""
+        return await self._all(Pipeline, "/pipelines", {})
+
+    async def delete_pipeline(self, name: str) -> Deleted:
+        """Delete a pipeline; runs under way keep the one they started with."""
+        return await self._delete(_path("pipelines", name), name)
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    async def get_run(self, run_id: str) -> Run:
+        """A run and its steps, with what their drivers reported."""
+        return _one(Run, await self._transport.send("GET", _path("runs", run_id)))
+
+    async def list_runs(
+        self,
+        *,
+        status: Status | Sequence[Status] | None = None,
+        type: str | None = None,  # noqa: A002
+        name: str | None = None,
+        pipeline: str | None = None,
+        limit: int = 50,
+    ) -> list[Run]:
+        """The newest `limit` runs that match, newest first, without the data of their steps."""
+        wanted = {"status": status, "type": type, "name": name, "pipeline": pipeline}
+        return await self._all(Run, "/runs", wanted, most=limit)
+
+    async def cancel_run(self, run_id: str, reason: str = "") -> Run:
+        """Ask a run to end; the run as it is then. Its `finally` steps still run."""
+        path = _path("runs", run_id, "cancel")
+        return _one(Run, await self._transport.send("POST", path, json={"reason": reason}, repeatable=True))
+
+    async def wait_run(self, run_id: str, timeout: float | None = None, *, patience: float = 120.0) -> Run:
+        """Wait until the run has ended, through restarts of the server; TimeoutError after `timeout` seconds.
+
+        A server that stays away for `patience` seconds ends it with an UnreachableError.
+        """
+        backoff, absence = Backoff(0.1, 2.0), Absence(patience)
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    run = await self.get_run(run_id)
+                except (UnreachableError, UnavailableError) as error:
+                    await absence.endure(error)
+                    continue
+                if run.status.terminal:
+                    return run
+                absence.over()
+                await asyncio.sleep(backoff.next())
+
+    # -- logs ----------------------------------------------------------------------------------------------------
+
+    async def logs(self, run_id: str, *, after: int = 0) -> list[LoggedLine]:
+        """The lines stored so far, behind id `after`."""
+        lines: list[LoggedLine] = []
+        while True:
+            response = await self._transport.send("GET", "/logs", params={"runid": run_id, "after": str(after)})
+            lines += [_parsed(LoggedLine, line) for line in response.json()]
+            if "Conveyor-Next" not in response.headers:
+                return lines
+            after = int(response.headers["Conveyor-Next"])
+
+    def follow_logs(
+        self, run_id: str, *, after: int = 0, driver: str = "", patience: float = 120.0
+    ) -> AsyncGenerator[LoggedLine]:
+        """The lines of a run (of one driver) behind id `after`, live, until the run ends.
+
+        Every line comes once and in order, through restarts of the server too; one that stays away for `patience`
+        seconds ends it with an UnreachableError.
+        """
+        path = _path("logs", "streams", driver, run_id) if driver else _path("logs", run_id)
+        return follow(self._transport, path, after=after, patience=patience)
+
+    # -- the rest ------------------------------------------------------------------------------------------------
+
+    async def drivers(self) -> list[DriverInfo]:
+        """All drivers that ever registered, with their living processes."""
+        return await self._all(DriverInfo, "/drivers", {})
+
+    async def ready(self) -> bool:
+        """Whether the server can serve now. Raises UnreachableError if nobody answers."""
+        return (await self._transport.send("GET", "/readyz", expect=(503,))).status_code == 200
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    async def _delete(self, path: str, name: str) -> Deleted:
+        response = await self._transport.send("DELETE", path)
+        if response.status_code == 204:
+            return Deleted(name=name, gone=True)
+        return _one(Deleted, response)
+
+    async def _all(self, model: type[M], path: str, params: Mapping[str, Any], most: int | None = None) -> list[M]:
+        return [item async for item in self._pages(model, path, params, most)]
+
+    async def _pages(self, model: type[M], path: str, params: Mapping[str, Any], most: int | None) -> AsyncIterator[M]:
+        cursor, left = "", most
+        while left is None or left > 0:
+            page = {**params, "cursor": cursor, "limit": str(min(left or _PAGE, _PAGE))}
+            body = (await self._transport.send("GET", path, params=page, current=True)).json()
+            for item in body["items"]:
+                yield _parsed(model, item)
+            cursor = body["next_cursor"]
+            if not cursor:
+                return
+            left = None if left is None else left - len(body["items"])
+
+
+def _path(*parts: str) -> str:
+    if "" in parts:
+        # The path of a list, or of something else: never what was meant.
+        raise NotFoundError("a name is missing", status=404)
+    return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _one(model: type[M], response: httpx2.Response, **extra: Any) -> M:
+    try:
+        body = response.json()
+    except ValueError:
+        raise ServerFaultError("the answer is no JSON: this is no Conveyor API", status=response.status_code) from None
+    return _parsed(model, {**body, **extra} if extra else body)
+
+
+def _parsed(model: type[M], value: Any) -> M:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ServerFaultError(f"the answer is not what this version understands: {error}") from None
