@@ -301,6 +301,18 @@ async def test_a_unit_whose_answer_was_lost_is_known_again(bus: Bus, committer: 
         await committer.commit([key("a", expect=0, msg_id="other"), key("c", msg_id="c")])
 
 
+async def test_its_own_write_is_known_even_when_the_stream_forgot_its_msg_id(bus: Bus) -> None:
+    await bus.api("STREAM.CREATE.short", {"name": "short", "subjects": ["short.>"], "duplicate_window": 10**8})
+    committer = Committer(bus, "short")
+    task = asyncio.create_task(committer.commit([Message("short.a", b"x", msg_id="a", expect=0)]))
+    while not committer._flights:
+        await asyncio.sleep(0)
+    committer._lost(committer._flights.all(), "test")
+    committer._hold(0.5)  # sent again only when the window for duplicates is over
+    assert await task == [Receipt(1, True)]
+    await committer.close()
+
+
 async def drop_atomic(bus: Bus, stream: str) -> None:
     info = await stream_info(bus, stream)
     assert info is not None

@@ -139,6 +139,28 @@ async def test_pullers_of_one_process_share_slots_and_leave_the_rest_to_others(b
         await pulling.stop()
 
 
+async def test_without_free_slots_nothing_is_asked_for(bus: Bus) -> None:
+    await consumer(bus)
+    await consumer(bus, "cvpy-e", "drivers.e.resources.t")
+    slots = Slots(1)
+    one, two = puller(bus, slots), puller(bus, slots, "cvpy-e", "drivers.e.resources.t")
+    async with asyncio.timeout(10):
+        for name in (CONSUMER, "cvpy-e"):
+            while not ((await consumer_info(bus, MESSAGES, name)) or {})["num_waiting"]:
+                await asyncio.sleep(0.01)
+    await feed(bus, 1)
+    held = await soon(one.next())
+    await bus.barrier()
+    await feed(bus, 1, "drivers.e.resources.t")
+    other = puller(bus, Slots(1), "cvpy-e", "drivers.e.resources.t")
+    assert (await soon(other.next())).num_delivered == 1  # it did not come by way of us
+    await held.ack()
+    await feed(bus, 1, "drivers.e.resources.t")
+    assert (await soon(two.next())).data == b"0"
+    for pulling in (one, two, other):
+        await pulling.stop()
+
+
 async def test_stop_gives_back_at_once_what_nobody_took(bus: Bus) -> None:
     await consumer(bus)
     await feed(bus, 8)
@@ -234,6 +256,26 @@ async def test_many_messages_each_once(bus: Bus) -> None:
     assert set(seen.values()) == {1}
     assert slots.free == 64
     await settled(bus)
+
+
+async def test_an_idle_puller_asks_again_after_a_restart(start_server: StartServer) -> None:
+    server = await start_server()
+    bus = await Bus.connect(server.url, name="test")
+    await ensure_streams(bus)
+    await consumer(bus)
+    pulling = puller(bus, Slots(2))
+    async with asyncio.timeout(10):
+        while not ((await consumer_info(bus, MESSAGES, CONSUMER)) or {})["num_waiting"]:
+            await asyncio.sleep(0.01)
+    back = asyncio.Event()
+    bus.add_connection_listener(lambda up: back.set() if up else None)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    await asyncio.wait_for(back.wait(), 5)
+    await feed(bus, 1)
+    await (await soon(pulling.next(), 3)).ack()
+    await pulling.stop()
+    await bus.close()
 
 
 async def test_work_goes_on_after_the_server_was_killed(start_server: StartServer) -> None:

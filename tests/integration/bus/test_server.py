@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import stat
@@ -139,8 +140,12 @@ async def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     assert parent.stdout is not None
     pid = int(await asyncio.wait_for(parent.stdout.readline(), 20))
     assert alive(pid)
+    os.kill(pid, signal.SIGSTOP)  # an orphan that does not go yet still holds its data directory
     parent.kill()
     await parent.wait()
+    with (tmp_path / "lock").open("r+") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(pid, signal.SIGCONT)
     await gone(pid)
     successor = EmbeddedServer(tmp_path)  # the lock went with the orphan
     await successor.start()

@@ -121,6 +121,30 @@ async def test_a_lost_consumer_is_made_again_behind_what_was_seen(bus: Bus) -> N
         assert numbers(await take(tail, 3, timeout=5)) == [3, 4, 5]
 
 
+async def test_a_snapshot_that_is_interrupted_goes_on_without_repeating(bus: Bus) -> None:
+    committer = Committer(bus, STATE)
+    for start in range(0, 4000, 500):
+        await committer.commit([Message(f"$KV.cv-state.k{i}", b"%d" % i) for i in range(start, start + 500)])
+    async with reading(Tail(bus, STATE, "$KV.cv-state.>", last_per_subject=True)) as tail:
+        got = await take(tail, 10)
+        [consumer] = await list_consumers(bus, STATE)
+        await bus.api(f"CONSUMER.DELETE.{STATE}.{consumer['name']}")
+        got += await take(tail, 3990)
+        assert numbers(got) == list(range(4000))
+    await committer.close()
+
+
+async def test_caught_up_is_not_set_before_the_end(bus: Bus) -> None:
+    await write(bus, range(5000))
+    async with reading(Tail(bus, LOGS, "logs.r")) as tail:
+        for _ in range(5000):
+            await asyncio.wait_for(anext(tail), 10)
+            assert not tail.caught_up.is_set()
+        follow = asyncio.create_task(anext(tail))
+        await asyncio.wait_for(tail.caught_up.wait(), 5)
+        follow.cancel()
+
+
 async def test_closing_removes_the_consumer_and_ends_the_iteration(bus: Bus) -> None:
     tail = Tail(bus, LOGS, "logs.r")
     waiting = asyncio.create_task(anext(tail))
@@ -194,5 +218,5 @@ async def test_late_messages_come_soon_after_an_outage(start_server: StartServer
         await bus.publish("logs.r", b"late", msg_id="late")
         start = time.monotonic()
         assert (await asyncio.wait_for(waiting, 10)).data == b"late"
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 2
     await bus.close()
