@@ -46,7 +46,9 @@ class DockerBackend:
         host = await self._engine.call(spec.host_config, self._engine.api, ns, task)
         for volume in spec.volume_names(ns, task).values():
             await self._engine.call(self._engine.api.create_volume, volume, labels=found)
-        config = spec.container_config(task, {execs.SANDBOX_MARK: ns}, found)
+        image = await self._engine.call(self._engine.api.inspect_image, task.image)
+        user = task.user or (image.get("Config") or {}).get("User") or "0"
+        config = spec.container_config(task, user, {execs.SANDBOX_MARK: ns}, found)
         deadline = asyncio.get_running_loop().time() + _REMOVAL
         while True:
             fresh = await self._create(name, config, host)
@@ -64,7 +66,7 @@ class DockerBackend:
             raise BackendError(f"the container {name} exists and is not ours")
         sandbox = DockerSandbox(self._engine, attributes)
         if fresh:
-            await sandbox.own(sandbox.workspace)
+            await self._settle(sandbox, task)
         return sandbox
 
     async def get_sandbox(self, ns: str, task_id: str) -> DockerSandbox:
@@ -118,6 +120,16 @@ class DockerBackend:
     async def close(self) -> None:
         """See the contract."""
         await self._engine.close()
+
+    async def _settle(self, sandbox: DockerSandbox, task: Task) -> None:
+        """See that a new container lives, which its init hides: it starts without a shell too, only to end at once."""
+        try:
+            await sandbox.own(sandbox.workspace)
+        except (Gone, BackendError) as error:
+            attributes = await self._inspect(sandbox.id)
+            if attributes["State"]["Running"]:
+                raise
+            raise TerminalError(f"a sandbox needs a shell, and image {task.image} has no sh that runs") from error
 
     async def _create(self, name: str, config: dict[str, Any], host: Any) -> bool:
         """Create the container; False if there is one of that name."""

@@ -16,8 +16,7 @@ __all__ = ["Helper", "Note"]
 
 @dataclass(frozen=True)
 class Note:
-    """What an exec noted beside its record: its user (empty = the container's), and how many processes had run out
-    of memory before it."""
+    """What an exec noted beside its record: its user, and how many processes had run out of memory before it."""
 
     user: str
     oom_kills: int
@@ -49,9 +48,9 @@ class Helper:
             name, _, noted = line.partition(" ")
             record = Record.parse(name)
             if record is not None:
-                # An exec that is still writing its note has noted nothing; it will meet the fence.
-                _, user, oom = [*noted.split(), "-", "-", "-"][:3] if noted else ("", "-", "0")
-                found.append((record, Note("" if user == "-" else user, int(oom) if oom.isdigit() else 0)))
+                # One that is still writing its note has noted nothing yet; it will meet the fence.
+                _, user, oom = noted.split() if len(noted.split()) == 3 else ("", "0", "0")
+                found.append((record, Note(user, int(oom) if oom.isdigit() else 0)))
         return int(first), found
 
     async def ran_out_of_memory(self, nonce: str) -> bool:

@@ -15,7 +15,7 @@ from conveyor_runtime.orchestra.base import ExecTag, ExitStatus, OnOutput
 from conveyor_runtime.orchestra.docker.archive import tar_stream
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, ThreadedReader
 from conveyor_runtime.orchestra.docker.helper import Helper
-from conveyor_runtime.orchestra.docker.spec import EXECS
+from conveyor_runtime.orchestra.docker.spec import EXECS, USER
 from conveyor_runtime.orchestra.docker.stream import Connection, Demux
 
 __all__ = ["DockerSandbox"]
@@ -32,7 +32,7 @@ class DockerSandbox:
         self._engine = engine
         self._id = str(attributes["Id"])
         self._workspace = str(attributes["Config"]["WorkingDir"])
-        self._user = str(attributes["Config"].get("User") or "")
+        self._user = str((attributes["Config"].get("Labels") or {}).get(USER) or "0")
         self._helper = Helper(engine, self._id)
 
     @property
@@ -57,16 +57,17 @@ class DockerSandbox:
     ) -> ExitStatus:
         """See the contract."""
         nonce = execs.new_nonce()
+        user = user or self._user
         command = execs.wrap(
             argv,
             directory=EXECS,
             tag=execs.check_tag(tag),
             nonce=nonce,
-            note=f"{tag.run_id} {user or '-'}",
+            note=f"{tag.run_id} {user}",
             workdir=execs.resolve_workdir(self._workspace, workdir),
         )
         started_at = datetime.now(UTC)
-        run = _Run(self._engine, self._helper, nonce, user or "", on_output)
+        run = _Run(self._engine, self._helper, nonce, user, on_output)
         environment = {**(env or {}), execs.EXEC_MARK: nonce}
         await run.create(self._id, command, environment)
         run.start()
@@ -119,9 +120,8 @@ class DockerSandbox:
         await self.own(path)
 
     async def own(self, path: str) -> None:
-        """Give a path to the user that execs run as, if that is not root."""
-        if self._user.split(":")[0] not in ("", "0", "root"):
-            await self._helper.own(self._user, path)
+        """Give a path to the user that execs run as."""
+        await self._helper.own(self._user, path)
 
     async def _check_alive(self) -> None:
         attributes = await self._engine.call(self._engine.api.inspect_container, self._id)

@@ -94,6 +94,6 @@ done
 """
 
 OWN = r"""
-# $1 user, $2 path: gives it the whole tree.
-chown -R "$1" "$2"
+# $1 user, $2 path: gives it the whole tree, which is root's.
+case ${1%%:*} in 0|root) ;; *) chown -R "$1" "$2";; esac
 """

@@ -10,6 +10,7 @@ from conveyor_runtime.orchestra.base import Owner, Task, check_task_id
 __all__ = [
     "EXECS",
     "LABEL",
+    "USER",
     "container_config",
     "container_name",
     "host_config",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 LABEL = "conveyor."
+USER = f"{LABEL}user"
 EXECS = "/.conveyor"
 """Where execs record themselves: in memory, so it needs no place in the image and goes with the container."""
 
@@ -83,17 +85,21 @@ def owner_of(found: dict[str, str]) -> Owner:
     )
 
 
-def container_config(task: Task, marks: dict[str, str], found: dict[str, str]) -> dict[str, Any]:
-    """Arguments of `create_container`, without the host's part. `found` are the labels."""
+def container_config(task: Task, user: str, marks: dict[str, str], found: dict[str, str]) -> dict[str, Any]:
+    """Arguments of `create_container`, without the host's part. `found` are the labels.
+
+    The container itself belongs to root and `user` is only noted, for the execs: with a container of another user,
+    no-new-privileges would leave even root's execs without the rights to look after it.
+    """
     return {
         "image": task.image,
         "entrypoint": ["sh", "-c", _KEEP_ALIVE],
         "command": [],
         "environment": {**task.env, **marks},
-        "user": task.user or None,
+        "user": "0",
         "working_dir": task.workdir,
         "stdin_open": True,
-        "labels": found,
+        "labels": {**found, USER: user},
         "healthcheck": {"test": ["NONE"]},  # an image's own check would test a service that does not run here
     }
 
