@@ -18,7 +18,6 @@ from conveyor_runtime.kit.backoff import Backoff
 from conveyor_runtime.models import Model, Resource, ResourceDefinition, Status
 
 M = TypeVar("M", bound=Model)
-
 #: A document as one would write it in YAML or JSON.
 Document = Mapping[str, Any]
 

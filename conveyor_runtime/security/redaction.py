@@ -10,8 +10,11 @@ MASK = "***"
 #: Shorter values are no secrets worth the name, and masking them would riddle every log with stars.
 SHORTEST = 4
 
-#: Up to the last @ before the path: a password may hold one.
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#\"'<>]*@")
+#: Up to the last @ before the path, as a password may hold one; or else up to the first @ behind what is no port,
+#: as it may hold a bare slash, too, which makes no URL but stands in the error that says so.
+_USERINFO = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/?#\"'<>]*|[^\s/?#@:]*:(?!\d*[/?#])[^\s@\"'<>]*)@"
+)
 _QUERY = re.compile(
     r"(?P<name>[?&;](?:[\w.-]*(?:token|password|passwd|secret|signature|credential)|(?:api[_-]?)?key|auth|sig)=)"
     r"[^\s&;#\"'<>]+",
