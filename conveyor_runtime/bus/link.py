@@ -32,6 +32,10 @@ __all__ = ["Link"]
 log = logging.getLogger(__name__)
 
 
+WATCH = 2.0
+"""Seconds between two looks whether a lost connection is still being mended."""
+
+
 class _Sink:
     """Stands where the client expects the future of a one-shot request, and hands every message on at once.
 
@@ -67,6 +71,7 @@ class Link:
         self._prefix = ""
         self._out: list[bytes] = []
         self._up = asyncio.Event()
+        self._ending: asyncio.Task[None] | None = None
         self.connected_since: float | None = None
         """`time.monotonic()` of the start of the current connection."""
         self.closed = asyncio.Event()
@@ -180,6 +185,18 @@ class Link:
             if not future.done():
                 future.set_exception(BusUnavailable("the connection to the bus broke; the outcome is unknown"))
         self._tell(False)
+        self._loop.call_later(WATCH, self._watch_reconnecting)
+
+    def _watch_reconnecting(self) -> None:
+        """Close when the client has stopped trying: what it did not foresee ends its reconnecting silently."""
+        if self._up.is_set():
+            return
+        trying = self._nc._reconnection_task
+        if trying is None or trying.done():
+            log.error("bus: the client has given up reconnecting; closing the connection")
+            self._ending = self._loop.create_task(self._nc.close())
+        else:
+            self._loop.call_later(WATCH, self._watch_reconnecting)
 
     async def _on_closed(self) -> None:
         await self._on_disconnected()

@@ -140,3 +140,21 @@ async def test_closing_fails_who_waits(bus: Bus) -> None:
     await bus.close()
     with pytest.raises(BusUnavailable):
         await asked
+
+
+async def test_a_client_that_stops_reconnecting_is_noticed(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyor_runtime.bus.link.WATCH", 0.1)
+    server = await start_server()
+    bus = await Bus.connect(server.url, name="test")
+    went = asyncio.Event()
+    bus.add_connection_listener(lambda up: went.set())
+    await server.stop()
+    await asyncio.wait_for(went.wait(), 5)
+    await asyncio.sleep(0)
+    assert bus._nc._reconnection_task is not None
+    bus._nc._reconnection_task.cancel()
+    await asyncio.wait_for(bus.closed.wait(), 5)
+    with pytest.raises(BusUnavailable, match="closed"):
+        await bus.wait_connected(5)
