@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -51,7 +52,11 @@ async def work(driver: Driver, nats_url: str, settings: DriverSettings, api_url:
         )
         with on_signals(manager.drain):
             await manager.run()
-        return EXIT_STUCK if manager.stuck else 0
+        if manager.stuck:
+            # A thread of user code does not end, and an orderly exit would wait for it.
+            logging.shutdown()
+            os._exit(EXIT_STUCK)
+        return 0
     finally:
         for committer in committers:
             await committer.close()

@@ -25,6 +25,7 @@ from conveyor_runtime.models.message import (
     META_STEP,
 )
 from conveyor_runtime.store import State
+from conveyor_runtime.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Dispatcher:
         messages = [await self._message(run, step, state) for step, state in steps]
         if not messages:
             return []
+        metrics.DISPATCHES_PUBLISHED.inc(len(messages))
         units = [self._committer.commit([message]) for message in messages]
         return [receipts[0] for receipts in await asyncio.gather(*units)]
 

@@ -40,7 +40,7 @@ class Engine:
         self.liveness.listen(self._died)
         self._ownership = Ownership(self.transitions, bus, self.liveness)
         self._foreign_steps = ForeignSteps(self.transitions, bus)
-        self._settler = Settler(self.transitions, self.start, self._settle_later)
+        self._settler = Settler(self.transitions, start=self.start, cancelled=self.cancelled, later=self._settle_later)
         self._runs: KeyedQueue[str] = KeyedQueue(self._work, name="run")
         self._resources: KeyedQueue[tuple[str, str]] = KeyedQueue(self._settle, name="resource")
         self._inbox: dict[str, list[Delivery]] = defaultdict(list)

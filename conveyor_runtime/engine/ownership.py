@@ -83,7 +83,7 @@ class Ownership:
             raise StoreError(f"the stream {RESULTS} is missing")
         state = info["state"]
         last = self._flush_after.setdefault(numbers, int(state["last_seq"]))
-        if int(state["first_seq"]) <= last:
+        if state["messages"] and int(state["first_seq"]) <= last:
             return False
         del self._flush_after[numbers]
         return True
@@ -93,7 +93,7 @@ class Ownership:
     ) -> RunRecord:
         why = "its worker died" if died else f"its worker gave up ({claim.why})" if claim.why else "its worker gave up"
         log.warning("step %s of run %s is handed to another worker: %s", step.id, run.run_id, why)
-        metrics.TAKEOVERS.labels(driver=step.driver, died=str(died).lower()).inc()
+        metrics.TAKEOVERS.inc()
 
         def change(record: RunRecord) -> RunRecord:
             if not _same(record, step.id, state):

@@ -16,6 +16,7 @@ from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.models import PipelineEvent, RunRecord, Status, StepResult
 from conveyor_runtime.models.message import H_REASON, H_RESULT, H_RUN, META_ATTEMPT, META_STEP
 from conveyor_runtime.store import Blob, Put, keys
+from conveyor_runtime.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ async def fold(transitions: Transitions, run: RunRecord, deliveries: Sequence[De
             kept.append((result.model_copy(update={"data": None}), key))
             continue
         kept.append((result, None))
+    metrics.RESULTS_FOLDED.inc(len(kept))
     now, jitter = transitions.now(), random.random()  # noqa: S311 - spreads retries, no secret
 
     def change(record: RunRecord) -> RunRecord:

@@ -76,11 +76,17 @@ class Settler:
     """Brings a resource record in line with the runs it names. Any engine, any time: every step is compare-and-set."""
 
     def __init__(
-        self, transitions: Transitions, start: Callable[[str], None], later: Callable[[str, str, float], None]
-    ):
+        self,
+        transitions: Transitions,
+        *,
+        start: Callable[[str], None],
+        cancelled: Callable[[RunRecord], None],
+        later: Callable[[str, str, float], None],
+    ) -> None:
         self._transitions = transitions
         self._state = transitions.state
         self._start = start
+        self._cancelled = cancelled
         self._later = later
 
     async def settle(self, type_: str, name: str) -> None:
@@ -127,7 +133,7 @@ class Settler:
                 record.active.run_id, lambda run: planner.cancel(run, "delete", "the resource is being deleted", now)
             )
             if run is not None and not run.status.terminal:
-                self._start(run.run_id)
+                self._cancelled(run)
         ended = {}
         for entry in record.entries:
             found = await self._transitions.find(entry.run_id)

@@ -11,6 +11,7 @@ from conveyor_runtime.engine.planner import Fleet
 from conveyor_runtime.errors import RevisionConflict
 from conveyor_runtime.models import RunRecord, Status, utc_now
 from conveyor_runtime.store import Put, State, Versioned, keys
+from conveyor_runtime.telemetry import metrics
 
 Change = Callable[[RunRecord], RunRecord]
 
@@ -47,6 +48,7 @@ class Transitions:
             except RevisionConflict:
                 found = await self.state.run(run_id)
                 continue
+            _count(before, after)
             return await self.dispatch(after, planner.newly_issued(before, after))
         return None
 
@@ -63,3 +65,17 @@ class Transitions:
 
                 run = await self.change(run.run_id, end) or run
         return run
+
+
+def _count(before: RunRecord, after: RunRecord) -> None:
+    """The metrics of what ended by this transition."""
+    for step in after.plan or ():
+        state, old = after.steps.get(step.id), before.steps.get(step.id)
+        if state is None or not state.status.terminal or (old is not None and old.status.terminal):
+            continue
+        metrics.STEPS_FINISHED.labels(driver=step.driver, status=state.status.value).inc()
+        if state.started_at is not None and state.finished_at is not None:
+            seconds = (state.finished_at - state.started_at).total_seconds()
+            metrics.STEP_SECONDS.labels(driver=step.driver).observe(seconds)
+    if after.status.terminal and not before.status.terminal:
+        metrics.RUNS_FINISHED.labels(pipeline=after.pipeline or "", status=after.status.value).inc()

@@ -136,6 +136,9 @@ class Dispatch:
     async def _claim(self, work: Work, node: str, delivery: Delivery) -> bool:
         """Whether this attempt is ours now. If not, the delivery has been answered."""
         deps = self.deps
+        if not deps.lease.held():
+            await delivery.nak(_BUSY_RETRY)
+            return False
         if utc_now() - delivery.time > _OLD and not await self._still_open(work):
             await delivery.ack()
             return False
@@ -145,7 +148,7 @@ class Dispatch:
         except RevisionConflict:
             await self._claimed_already(work, delivery)
             return False
-        if not deps.lease.held:
+        if not deps.lease.held():
             await self._give_up(work, Stop.LEASE)
             await delivery.nak(_BUSY_RETRY)
             return False
@@ -232,7 +235,7 @@ class Dispatch:
             deadline=None if work.timeout is None else time.monotonic() + work.timeout,
             client=deps.client,
             orchestra_=deps.orchestra,
-            lease_held=lambda: deps.lease.held,
+            lease_held=deps.lease.held,
         )
         return Invocation(deps.driver, payload, context, logger, deps.settings.kill_grace, deps.executor)
 

@@ -56,7 +56,6 @@ class Lease:
             **asdict(ProcessIdentity.own()),
         )
 
-    @property
     def held(self) -> bool:
         """Whether this process may still act: the last renewal known to be stored was sent recently enough."""
         return not self._ended and self._clock() - self._confirmed <= SELF_FENCE

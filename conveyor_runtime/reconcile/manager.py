@@ -150,7 +150,7 @@ class DriverManager:
             await self._look.wait()
             self._look.clear()
             for job in list(self._dispatch.jobs.values()):
-                if not self._lease.held:
+                if not self._lease.held():
                     job.stop(Stop.LEASE)
                     continue
                 try:

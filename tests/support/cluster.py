@@ -159,5 +159,3 @@ async def cluster_on(url: str) -> AsyncIterator[Cluster]:
             await engine.close()
             failed = [task.exception() for task in tasks if not task.cancelled()]
             assert not failed, failed
-
-

@@ -1,0 +1,220 @@
+"""What goes wrong: in user code, in its process, on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from conveyor_runtime.bus import Message
+from conveyor_runtime.errors import ConfigError, TaskFailed, TaskTimedOut, TerminalError
+from conveyor_runtime.models import DriverResult, Resource
+from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
+from tests.integration.engine.test_queue import Gate
+from tests.integration.engine.test_runs import recorder
+from tests.support.cluster import Cluster
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "attempts"),
+    [
+        (TaskFailed("tests failed", exit_code=7), "Failed", 1),
+        (TerminalError("bad input"), "Failed", 1),
+        (TaskTimedOut("too slow"), "TimedOut", 1),
+        (RuntimeError("boom"), "Error", 3),
+    ],
+)
+async def test_how_a_step_fails(
+    cluster: Cluster, raised: Exception, status: str, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyor_runtime.engine.planner.RETRY_INITIAL", 0.05)
+    calls: list[tuple[str, str]] = []
+
+    async def fail(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> DriverResult:
+        calls.append(("a", event))
+        raise raised
+
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a", "b", finally_=("z",))
+    await cluster.add(Driver("a", ("thing",), fail))
+    await cluster.add(recorder("b", calls))
+    await cluster.add(recorder("z", calls))
+    run = await cluster.ended((await cluster.post("thing", "one", "p")).run_id)
+    assert run.status == status
+    assert str(raised) in run.reason
+    assert [step.status for step in run.steps] == [status, "Skipped", "Succeeded"]
+    assert run.steps[0].attempt == attempts
+    assert calls == [("a", "create")] * attempts + [("z", "create")]
+    assert run.steps[0].exit_code == getattr(raised, "exit_code", None)
+
+
+async def test_a_step_that_outlives_its_timeout_is_cancelled(cluster: Cluster) -> None:
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate", timeout=0.3)
+    await cluster.add(gate.driver)
+    run = await cluster.ended((await cluster.post("thing", "one", "p")).run_id)
+    assert run.status == "TimedOut"
+    assert gate.stopped == [run.run_id]
+
+
+async def test_sync_code_sees_its_cancel(cluster: Cluster) -> None:
+    started = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait(payload: str, event: str, run_id: str, logger: DriverLogger, context: RunContext) -> DriverResult:
+        loop.call_soon_threadsafe(started.set)
+        assert context.cancelled.wait(10)
+        raise RuntimeError("stopped")
+
+    await cluster.define("thing")
+    await cluster.add(Driver("a", ("thing",), wait))
+    run_id = (await cluster.post("thing", "one")).run_id
+    await started.wait()
+    await cluster.intake.cancel(run_id, who="test", why="enough")
+    assert (await cluster.ended(run_id)).status == "Cancelled"
+
+
+async def test_sync_code_that_ignores_its_timeout_costs_its_process_not_the_run(cluster: Cluster) -> None:
+    async def never_mind() -> None:
+        await manager_task
+
+    stop = False
+
+    def ignore(payload: str, event: str, run_id: str, logger: DriverLogger) -> DriverResult:
+        while not stop:
+            time.sleep(0.01)
+        return DriverResult(success=True)
+
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a", timeout=0.2)
+    manager = await cluster.add(Driver("a", ("thing",), ignore), kill_grace=0.1)
+    manager_task = cluster.managers[-1][1]
+    run = await cluster.ended((await cluster.post("thing", "one", "p")).run_id)
+    assert run.status == "TimedOut"
+    await never_mind()
+    assert manager.stuck
+    stop = True
+
+
+async def test_a_worker_that_loses_its_lease_stops_and_another_takes_over(cluster: Cluster) -> None:
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate")
+    first = await cluster.add(gate.driver)
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    first._lease._confirmed = float("-inf")
+    first._look.set()
+    assert await gate.started.get() == (run_id, "create", 1)
+    gate.open.set()
+    run = await cluster.ended(run_id)
+    assert run.status == "Succeeded"
+    assert gate.stopped == [run_id]
+
+
+async def test_a_drained_worker_hands_its_work_over(cluster: Cluster) -> None:
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate")
+    first = await cluster.add(gate.driver, drain_grace=0.1)
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    await cluster.stop(first)
+    await cluster.add(gate.driver)
+    assert await gate.started.get() == (run_id, "create", 1)
+    gate.open.set()
+    run = await cluster.ended(run_id)
+    assert run.status == "Succeeded"
+    assert run.steps[0].attempt == 1
+
+
+async def test_one_driver_name_serves_one_set_of_types(cluster: Cluster) -> None:
+    await cluster.add(recorder("a", [], "thing"))
+    with pytest.raises(ConfigError, match="give this one another name"):
+        await cluster.add(recorder("a", [], "other"))
+    cluster.managers.pop()
+
+
+async def test_messages_nobody_can_read_are_kept_aside_and_stop_nothing(cluster: Cluster) -> None:
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.add(recorder("a", calls))
+    for garbage in (b"{", b"[]", b'{"payload":"{"}', b'{"payload":"{}"}', b"\xff\xfe"):
+        await cluster.bus.publish("drivers.a.resources.thing", garbage)
+        await cluster.bus.publish("pipelines.driver.result", garbage)
+    run = await cluster.ended((await cluster.post("thing", "one")).run_id)
+    assert run.status == "Succeeded"
+
+    async def letters() -> int:
+        from conveyor_runtime.bus.streams import stream_info
+
+        info = await stream_info(cluster.bus, "cv-dlq")
+        assert info is not None
+        return int(info["state"]["messages"])
+
+    async with asyncio.timeout(5):
+        while await letters() < 10:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_lost_dispatch_is_issued_again_by_the_sweep(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import timedelta
+
+    monkeypatch.setattr("conveyor_runtime.engine.sweep._SETTLING", timedelta(0))
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    manager = await cluster.add(recorder("a", calls))
+    await cluster.stop(manager)
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+
+    async def waiting() -> int:
+        from conveyor_runtime.bus.streams import stream_info
+
+        info = await stream_info(cluster.bus, "messages")
+        assert info is not None
+        return int(info["state"]["messages"])
+
+    async with asyncio.timeout(5):
+        while not await waiting():
+            await asyncio.sleep(0.02)
+    await cluster.bus.api("STREAM.PURGE.messages")
+    await cluster.add(recorder("a", calls))
+    await cluster.sweep.sweep()
+    assert (await cluster.ended(run_id)).status == "Succeeded"
+    assert len(calls) == 1
+
+
+async def test_a_run_no_resource_names_is_removed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import timedelta
+
+    monkeypatch.setattr("conveyor_runtime.engine.sweep.ORPHAN_AGE", timedelta(0))
+    await cluster.define("thing")
+    record = (await cluster.post("thing", "one")).record
+    orphan = cluster.intake._new_run(record, "update", None)
+    assert orphan is not None
+    await cluster.intake._write_run(orphan)
+    await cluster.sweep.sweep()
+    assert await cluster.state.run(orphan.run_id) is None
+
+
+async def test_the_same_result_twice_counts_once(cluster: Cluster) -> None:
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate", "next")
+    manager = await cluster.add(gate.driver)
+    calls: list[tuple[str, str]] = []
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    gate.open.set()
+    await cluster.until(lambda: cluster.run(run_id).steps[0].status == "Succeeded")
+    late = b'{"event":"driver.result","run_id":"%s","cv":{"run_id":"%s","step":"gate","attempt":1,"takeover":0,"status":"Failed"}}'
+    body = late % (run_id.encode(), run_id.encode())
+    committer = manager._deps.results
+    await committer.commit([Message("pipelines.driver.result", body, headers={"Cv-Result": "1", "Cv-Run": run_id})])
+    await cluster.add(recorder("next", calls))
+    run = await cluster.ended(run_id)
+    assert run.status == "Succeeded"
+    assert len(calls) == 1

@@ -1,0 +1,179 @@
+"""What a resource owes: order, superseding, cancel, delete."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from conveyor_runtime.errors import Conflict
+from conveyor_runtime.models import DriverResult, Resource
+from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
+from tests.integration.engine.test_runs import recorder
+from tests.support.cluster import Cluster
+
+
+class Gate:
+    """A driver whose reconcile waits until the test lets it go."""
+
+    def __init__(self, name: str = "gate", **options: object) -> None:
+        self.started: asyncio.Queue[tuple[str, str, int]] = asyncio.Queue()
+        self.open = asyncio.Event()
+        self.stopped: list[str] = []
+        self.driver = Driver(name, ("thing",), self.reconcile, **options)  # type: ignore[arg-type]
+
+    async def reconcile(
+        self, payload: Resource, event: str, run_id: str, logger: DriverLogger, context: RunContext
+    ) -> DriverResult:
+        self.started.put_nowait((run_id, event, context.takeover))
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.stopped.append(run_id)
+            raise
+        return DriverResult(success=True)
+
+
+async def test_of_three_puts_the_first_runs_the_second_is_superseded_the_third_runs_after(cluster: Cluster) -> None:
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate")
+    await cluster.add(gate.driver)
+    first = await cluster.post("thing", "one", "p", x=0)
+    await gate.started.get()
+    second = await cluster.put("thing", "one", "p", x=1)
+    third = await cluster.put("thing", "one", "p", x=2)
+    superseded = await cluster.ended(second.run_id)
+    assert superseded.status == "Cancelled"
+    assert superseded.reason == f"superseded by {third.run_id}"
+    assert [step.status for step in superseded.steps] == ["Skipped"]
+    assert cluster.run(third.run_id).status == "Accepted"
+    gate.open.set()
+    assert (await cluster.ended(first.run_id)).status == "Succeeded"
+    assert (await gate.started.get())[:2] == (third.run_id, "update")
+    assert (await cluster.ended(third.run_id)).status == "Succeeded"
+
+
+async def test_what_changes_nothing_makes_no_run_and_metadata_makes_only_a_revision(cluster: Cluster) -> None:
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.add(recorder("a", calls))
+    await cluster.ended((await cluster.post("thing", "one", x=1)).run_id)
+    same = await cluster.put("thing", "one", x=1)
+    assert (same.run_id, same.changed, same.record.revision) == ("", False, 1)
+    from conveyor_runtime.engine.intake import Draft
+
+    labelled = await cluster.intake.update(Draft("thing", "one", {"x": 1}, metadata={"team": "blue"}))
+    assert (labelled.run_id, labelled.record.revision, labelled.record.generation) == ("", 2, 1)
+    changed = await cluster.put("thing", "one", x=2)
+    await cluster.ended(changed.run_id)
+    assert calls == [("a", "create"), ("a", "update")]
+    old = await cluster.state.version(changed.record.id, 1)
+    assert old is not None and old.record.spec == {"x": 1} and old.record.metadata["version"] == "1"
+
+
+async def test_cancel_stops_the_step_and_runs_finally(cluster: Cluster) -> None:
+    gate, calls = Gate(), []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate", "after", finally_=("last",))
+    await cluster.add(gate.driver)
+    await cluster.add(recorder("after", calls))
+    await cluster.add(recorder("last", calls))
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    await cluster.intake.cancel(run_id, who="test", why="enough")
+    run = await cluster.ended(run_id)
+    assert run.status == "Cancelled" and "enough" in run.reason
+    assert gate.stopped == [run_id]
+    assert [step.status for step in run.steps] == ["Cancelled", "Skipped", "Succeeded"]
+    assert calls == [("last", "create")]
+
+
+async def test_cancel_of_a_step_nobody_claimed_ends_at_once(cluster: Cluster) -> None:
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "nobody")
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    assert cluster.run(run_id).status == "Pending"
+    assert "nobody" in cluster.run(run_id).reason
+    await cluster.intake.cancel(run_id, who="test", why="enough")
+    assert (await cluster.ended(run_id)).status == "Cancelled"
+
+
+async def test_work_posted_before_any_driver_waits_for_it(cluster: Cluster) -> None:
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    piped = (await cluster.post("thing", "one", "p")).run_id
+    direct = (await cluster.post("thing", "two")).run_id
+    assert cluster.run(piped).steps[0].message == "waits for a driver named a: none has ever registered"
+    assert cluster.run(direct).reason == "waits for a driver that takes create of thing"
+    await cluster.add(recorder("a", calls))
+    assert (await cluster.ended(piped)).status == "Succeeded"
+    assert (await cluster.ended(direct)).status == "Succeeded"
+
+
+async def test_delete_during_a_run_cancels_it_and_hands_delete_to_who_asked(cluster: Cluster) -> None:
+    gate, calls = Gate(), []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate", finally_=("last",))
+    await cluster.add(gate.driver)
+    await cluster.add(recorder("last", calls))
+    await cluster.add(recorder("cleaner", calls, events="*"))
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    deleted = await cluster.intake.delete("thing", "one")
+    assert not deleted.gone
+    with pytest.raises(Conflict, match="is being deleted"):
+        await cluster.put("thing", "one", "p", x=9)
+    assert (await cluster.intake.delete("thing", "one")).run_id == deleted.run_id
+    await cluster.gone("thing", "one")
+    assert cluster.run(run_id).status == "Cancelled"
+    assert cluster.run(deleted.run_id).status == "Succeeded"
+    assert calls == [("last", "create"), ("cleaner", "delete")]
+    assert (await cluster.post("thing", "one", "p", x=1)).record.revision == 1
+
+
+async def test_delete_without_anybody_to_ask_is_immediate(cluster: Cluster) -> None:
+    await cluster.define("thing")
+    await cluster.add(recorder("a", []))
+    await cluster.ended((await cluster.post("thing", "one")).run_id)
+    await cluster.put("thing", "one", x=1)
+    await cluster.until(lambda: cluster.state.view.resource("thing", "one").record.active is None)  # type: ignore[union-attr]
+    assert (await cluster.intake.delete("thing", "one")).gone
+    assert await cluster.state.resource("thing", "one") is None
+
+
+async def test_a_failed_delete_keeps_the_resource_until_another_succeeds(cluster: Cluster) -> None:
+    tries: list[str] = []
+
+    async def refuse_once(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> DriverResult:
+        if event == "delete":
+            tries.append(run_id)
+            return DriverResult(success=len(tries) > 1, message="not yet")
+        return DriverResult(success=True)
+
+    await cluster.define("thing")
+    await cluster.add(Driver("a", ("thing",), refuse_once, events="*"))
+    await cluster.ended((await cluster.post("thing", "one")).run_id)
+    first = await cluster.intake.delete("thing", "one")
+    assert (await cluster.ended(first.run_id)).status == "Failed"
+    await cluster.until(lambda: cluster.state.view.resource("thing", "one").record.active is None)  # type: ignore[union-attr]
+    second = await cluster.intake.delete("thing", "one")
+    assert second.run_id != first.run_id
+    await cluster.gone("thing", "one")
+
+
+async def test_requeue_runs_the_same_event_again_later(cluster: Cluster) -> None:
+    runs: list[str] = []
+
+    async def twice(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> DriverResult:
+        runs.append(f"{event} {run_id}")
+        return DriverResult(success=True, requeue_after=0.2 if len(runs) == 1 else None)
+
+    await cluster.define("thing")
+    await cluster.add(Driver("a", ("thing",), twice))
+    accepted = await cluster.post("thing", "one")
+    await cluster.ended(accepted.run_id)
+    await cluster.until(lambda: len(runs) == 2)
+    assert [run.split()[0] for run in runs] == ["create", "create"]
+    assert runs[1].split()[1] != accepted.run_id
