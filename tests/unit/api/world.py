@@ -13,7 +13,7 @@ import orjson
 from conveyor_runtime.api import Services, create_app
 from conveyor_runtime.bus import Bus, Committer, Message, Puller, Receipt
 from conveyor_runtime.engine import Engine, Intake, planner
-from conveyor_runtime.models import DriverRecord, LogLine, RunRecord, Status, StepResult, utc_now
+from conveyor_runtime.models import Claim, DriverRecord, Instance, LogLine, RunRecord, Status, StepResult, utc_now
 from conveyor_runtime.store import LogStore, MemoryStore, Put, State, View, keys
 from conveyor_runtime.store.logs import LogEntry
 
@@ -152,6 +152,14 @@ class World:
         """Create a resource; its run id."""
         document = {"name": name, "resource": type_, "spec": {}, **fields}
         return cast(str, (await self.post("/resources", document))["runid"])
+
+    async def claim(self, run_id: str, step: str) -> None:
+        """Have a living worker work on a step's first attempt."""
+        await self.settle()
+        now = utc_now()
+        instance = Instance(id="worker", driver=step, started_at=now, renewed_at=now)
+        await self.state.commit(Put(keys.instance("worker"), instance))
+        await self.state.commit(Put(keys.claim(run_id, step, 1, 0), Claim(instance="worker", at=now)))
 
     async def run_steps(
         self, run_id: str, status: Status = Status.SUCCEEDED, data: Any = None, message: str = "ok"
