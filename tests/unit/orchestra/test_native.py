@@ -1,0 +1,137 @@
+"""The native backend's files, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from conveyor_runtime.errors import BackendError, ConfigError, TerminalError
+from conveyor_runtime.orchestra import Limits, Mount, Owner, Task
+from conveyor_runtime.orchestra.native import NativeBackend, layout
+from conveyor_runtime.orchestra.native.proc import Target, sweep
+
+OWNER = Owner("inst", "run", "start", 1, 0)
+META = layout.Meta(OWNER, {"A": "b"}, datetime.now(UTC))
+
+
+def test_root_is_private(tmp_path: Path) -> None:
+    root = tmp_path / "a/b"
+    NativeBackend(root)
+    assert root.stat().st_mode & 0o777 == 0o700
+    root.chmod(0o755)
+    NativeBackend(root)
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_root_that_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("file", "link", "file/below"):
+        with pytest.raises(ConfigError):
+            NativeBackend(tmp_path / name)
+    if os.getuid() == 0:
+        (tmp_path / "foreign").mkdir()
+        os.chown(tmp_path / "foreign", 12345, 12345)
+        with pytest.raises(ConfigError, match="must be a directory that belongs"):
+            NativeBackend(tmp_path / "foreign")
+
+
+def test_two_roots_are_two_nodes(tmp_path: Path) -> None:
+    assert NativeBackend(tmp_path / "a").node == NativeBackend(tmp_path / "a").node
+    assert NativeBackend(tmp_path / "a").node != NativeBackend(tmp_path / "b").node
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task("x", limits=Limits(memory_bytes=1 << 30)),
+        Task("x", limits=Limits(cpu_milli=1)),
+        Task("x", limits=Limits(pids=1)),
+        Task("x", mounts=(Mount("cache", "/cache"),)),
+        Task("x", user="somebody-else"),
+        Task("x", network="none"),
+        Task("a/b"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_kept_is_refused_before_anything_is_made(tmp_path: Path, task: Task) -> None:
+    backend = NativeBackend(tmp_path / "root")
+    with pytest.raises(TerminalError):
+        await backend.start_sandbox("cv-inst-run", task, OWNER)
+    assert not (tmp_path / "root/cv-inst-run").exists()
+
+
+async def test_own_user_and_any_image_are_fine(tmp_path: Path) -> None:
+    backend = NativeBackend(tmp_path / "root")
+    await backend.start_sandbox("cv-inst-run", Task("x", user=str(os.getuid()), image="any"), OWNER)
+
+
+@pytest.mark.parametrize("ns", ["", ".", "..", "../x", "a/b", ".gone-x", "a\0b"])
+async def test_namespaces_that_are_paths_are_refused(tmp_path: Path, ns: str) -> None:
+    backend = NativeBackend(tmp_path / "root")
+    with pytest.raises(TerminalError):
+        await backend.close_namespace(ns)
+    with pytest.raises(TerminalError):
+        await backend.start_sandbox(ns, Task("x"), OWNER)
+
+
+def test_what_died_half_way_is_swept_up_when_it_is_old(tmp_path: Path) -> None:
+    root = layout.open_root(tmp_path / "root")
+    for name in (".new-old", ".gone-old", ".new-young"):
+        (root / name / "workspace").mkdir(parents=True)
+    for name in (".new-old", ".gone-old"):
+        os.utime(root / name, (time.time() - 7200,) * 2)
+    layout.make_sandbox(root, "cv-inst-run", "x", META)
+    assert [ns for ns, _ in layout.namespaces(root)] == ["cv-inst-run"]
+    assert sorted(path.name for path in root.iterdir() if path.name.startswith(".")) == [".new-young"]
+
+
+def test_a_sandbox_is_made_once_and_whole(tmp_path: Path) -> None:
+    root = layout.open_root(tmp_path / "root")
+    assert layout.make_sandbox(root, "ns", "x", META)
+    assert not layout.make_sandbox(root, "ns", "x", META)
+    assert layout.read_meta(root / "ns/x") == META
+    assert (root / "ns/x/meta.json").stat().st_mode & 0o777 == 0o600
+    assert not [path for path in root.iterdir() if path.name.startswith(".")]
+    (root / "ns/x/meta.json").write_text("{")
+    with pytest.raises(BackendError):
+        layout.read_meta(root / "ns/x")
+
+
+def test_directories_without_write_permission_are_removed() -> None:
+    base = Path(tempfile.mkdtemp())
+    deep = base / "tree/a/b"
+    deep.mkdir(parents=True)
+    (deep / "file").touch()
+    for path in (deep, deep.parent):
+        path.chmod(0o500)
+    is_root = os.getuid() == 0
+    if is_root:  # to whom no permission is ever missing
+        subprocess.run(["chown", "-R", "12345", str(base)], check=True)
+        os.seteuid(12345)
+    try:
+        layout.remove_tree(base)
+    finally:
+        if is_root:
+            os.seteuid(0)
+    assert not (base / "tree").exists()
+    layout.remove_tree(base)
+
+
+def test_a_leader_with_another_start_time_is_somebody_else() -> None:
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        start = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        assert sweep([Target(b"NO=1", child.pid, start + 1)], 0) == []
+        assert sweep([Target(b"NO=1", child.pid, start)], 0) == [child.pid]
+        assert sweep([Target(b"NO=1", child.pid, start)], 9) == [child.pid]
+        assert child.wait(5) == -9
+    finally:
+        child.kill()
+        child.wait()
