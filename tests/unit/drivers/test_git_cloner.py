@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from conveyor_runtime.errors import RetryableError, TerminalError
+from drivers.git import environment
+from drivers.repositories import parse_repository
 from tests.contract.conftest import until
 from tests.unit.drivers.conftest import Run, git
 
@@ -180,6 +182,7 @@ async def test_a_password_works_and_is_shown_nowhere(started: Run, repository: P
     quoted = PASSWORD.replace("/", "%2F")
     result = await started.step("git-cloner", repository=f"http://{USER}:{quoted}@{http}/repo.git")
     assert result.data["repository"] == f"http://***@{http}/repo.git"
+    await started.log.line(f"should git ever say {PASSWORD} or {quoted}")
     told = f"{result.model_dump_json()}{started.log.text}"
     remembered = await built(started, "cat .git/config .git/FETCH_HEAD; env; cat .git/HEAD")
     for text in (told, "\n".join(remembered)):
@@ -216,6 +219,16 @@ async def test_cancel_ends_git_and_leaves_nothing(started: Run) -> None:
     assert not any(ns.endswith("_git") for ns in left)
     server.close()
     await server.wait_closed()
+
+
+def test_nothing_of_the_machine_reaches_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("GIT_DIR", "GIT_SSH", "GIT_PROXY_COMMAND", "GIT_EXTERNAL_DIFF", "NATS_TOKEN", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "x")
+    env = environment(parse_repository("https://a.org/r", allow_files=False), tmp_path, allow_files=False)
+    assert {name for name in env if env[name] == "x"} == {"HTTPS_PROXY"}
+    assert env["GIT_CONFIG_NOSYSTEM"] == "1"
+    assert env["GIT_TERMINAL_PROMPT"] == "0"
+    assert env["GIT_ALLOW_PROTOCOL"] == "https:http:ssh:git"
 
 
 def _checked_out(run: Run) -> Path | None:
