@@ -13,7 +13,7 @@ from pathlib import Path
 
 from conveyor_runtime.errors import Gone, TerminalError
 from conveyor_runtime.kit.lines import LineSplitter
-from conveyor_runtime.kit.process import finish
+from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.models import DriverResult, Resource
 from conveyor_runtime.orchestra import Sandbox, Stream, Task
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext

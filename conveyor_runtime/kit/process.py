@@ -10,14 +10,15 @@ import asyncio
 import os
 import signal
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-__all__ = ["Child", "Exit", "OnChunk", "finish", "hold", "run"]
+from conveyor_runtime.kit.shielded import finish, hold
 
-T = TypeVar("T")
+__all__ = ["Child", "Exit", "OnChunk", "run"]
+
 OnChunk = Callable[[Literal["stdout", "stderr"], bytes], Awaitable[None]]
 
 _CHUNK = 64 * 1024
@@ -32,48 +33,6 @@ class Exit:
 
     code: int
     timed_out: bool = False
-
-
-async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except Exception:  # noqa: BLE001 - raised by result() below
-            break
-    if cancelled is not None:
-        if not task.cancelled() and task.exception() is not None:
-            raise cancelled from task.exception()
-        raise cancelled
-    return task.result()
-
-
-async def hold(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end and return its result even if the caller is cancelled meanwhile.
-
-    The cancellation then strikes at the caller's next await: when it has in its hands what it must clean up.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
-            cancelled = True
-        except Exception:  # noqa: BLE001 - raised by result() below
-            break
-    if cancelled and (caller := asyncio.current_task()) is not None:
-        caller.uncancel()
-        caller.cancel()
-    return task.result()
 
 
 class Child:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
-from conveyor_runtime.kit.process import finish
+from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.base import ExecTag, ExitStatus, OnOutput
 from conveyor_runtime.orchestra.docker.archive import tar_stream

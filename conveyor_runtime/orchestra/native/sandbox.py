@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
-from conveyor_runtime.kit.process import Child, finish
+from conveyor_runtime.kit.process import Child
+from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.base import ExecTag, ExitStatus, OnOutput
 from conveyor_runtime.orchestra.native.layout import Meta, remove_tree

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conveyor_runtime.kit.process import Child, Exit, finish, hold, run
+from conveyor_runtime.kit.process import Child, Exit, run
+from conveyor_runtime.kit.shielded import finish, hold
 
 ENV = {"PATH": os.defpath}
 
