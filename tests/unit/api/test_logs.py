@@ -21,7 +21,7 @@ async def run_id(world: World) -> str:
 
 
 def followers() -> float:
-    return metrics.LOG_FOLLOWERS.labels("sse")._value.get()
+    return metrics.REGISTRY.get_sample_value("conveyor_log_followers", {"transport": "sse"}) or 0.0
 
 
 async def test_read(world: World, run_id: str) -> None:
@@ -134,7 +134,7 @@ async def test_unknown_run(world: World) -> None:
 async def test_signs_of_life(world: World, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow_module, "HEARTBEAT", 0.001)
     beats = asyncio.Event()
-    original = follow_module.asyncio.wait
+    original = asyncio.wait
 
     async def count(*args, **kwargs):
         done, pending = await original(*args, **kwargs)
@@ -142,7 +142,7 @@ async def test_signs_of_life(world: World, run_id: str, monkeypatch: pytest.Monk
             beats.set()
         return done, pending
 
-    monkeypatch.setattr(follow_module.asyncio, "wait", count)
+    monkeypatch.setattr(asyncio, "wait", count)
     following = asyncio.create_task(world.http.get(f"/logs/{run_id}"))
     await beats.wait()
     monkeypatch.undo()

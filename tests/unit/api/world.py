@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -187,15 +187,17 @@ class World:
                     started_at=utc_now(),
                     finished_at=utc_now(),
                 )
-                await self.engine.transitions.change(
-                    run_id, lambda run, it=result: planner.apply_result(run, it, utc_now()) or run
-                )
+                await self.engine.transitions.change(run_id, _taking(result))
             self.engine.look(run_id)
             await self.settle()
 
     async def line(self, run_id: str, message: str, driver: str = "builder") -> int:
         """Store a line of a run's log."""
         return await self.logs.add(LogLine(runid=run_id, driver=driver, message=message, timestamp="1"))
+
+
+def _taking(result: StepResult) -> Callable[[RunRecord], RunRecord]:
+    return lambda run: planner.apply_result(run, result, utc_now()) or run
 
 
 async def _nothing() -> None:

@@ -25,7 +25,7 @@ def test_redact_url(text, safe):
     assert redact_url(text) == safe
 
 
-def mask(text, *secrets):
+def mask(text: str, *secrets: str) -> str:
     redactor = Redactor()
     for secret in secrets:
         redactor.add(secret)
