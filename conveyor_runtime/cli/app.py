@@ -1,0 +1,130 @@
+"""The command tree, and how a command ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from conveyor_runtime import __version__
+from conveyor_runtime.cli import demo, doctor, resources, runs, serving, workers
+from conveyor_runtime.cli.connection import Globals
+from conveyor_runtime.cli.errors import EXIT_CODES, ExitCode, debugging, explain, say
+
+__all__ = ["app", "run"]
+
+
+class Commands(TyperGroup):
+    """The built-in commands, then one per installed driver, made when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order of the help."""
+        return [*self.commands, *(name for name in workers.driver_names() if name not in self.commands)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        built_in = super().get_command(ctx, cmd_name)
+        if built_in is not None or cmd_name not in workers.driver_names():
+            return built_in
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(cmd_name)(workers.driver_command(cmd_name))
+        return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    name="conveyor",
+    cls=Commands,
+    no_args_is_help=True,
+    # Plain help: loading rich would take longer than everything else together.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXIT_CODES,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"conveyor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    api_url: Annotated[
+        str,
+        typer.Option(
+            "--api-url", metavar="URL", envvar="CONVEYOR_API_URL", help="Where the API is (else http://127.0.0.1:8080)."
+        ),
+    ] = "",
+    token: Annotated[
+        str, typer.Option("--token", metavar="TOKEN", envvar="CONVEYOR_TOKEN", help="Token of the API.")
+    ] = "",
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Conveyor Runtime: post resources and pipelines, have drivers work them, nothing lost.
+
+    Begin with `conveyor demo`, or with `conveyor up` in one terminal and `conveyor run -f FILE --watch` in another.
+    --api-url and --token may stand before or after the command. CONVEYOR_DEBUG=1 shows tracebacks.
+    """
+    ctx.obj = Globals(api_url, token)
+
+
+def _version() -> None:
+    """Print the version.
+
+    \b
+    Example: conveyor version
+    """
+    _print_version(True)
+
+
+app.command("up")(serving.up)
+app.command("serve")(serving.serve)
+app.command("apply")(resources.apply)
+app.command("run")(runs.run)
+app.command("get")(resources.get)
+app.command("describe")(resources.describe)
+app.command("logs")(runs.logs)
+app.command("cancel")(runs.cancel)
+app.command("delete")(resources.delete)
+app.add_typer(workers.driver_app, name="driver")
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+app.command("version")(_version)
+
+
+def run() -> int:
+    """Run the command that argv names; its exit code. Errors become lines on stderr."""
+    try:
+        app()
+        return ExitCode.SUCCESS
+    except SystemExit as end:
+        return _code(end)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what is still buffered must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.BROKEN_PIPE
+    except Exception as error:
+        if debugging():
+            raise
+        told = explain(error)
+        say(f"error: {told}")
+        for line in told.lines:
+            say(f"  {line}")
+        return told.code
+
+
+def _code(end: SystemExit) -> int:
+    if end.code is None:
+        return ExitCode.SUCCESS
+    return end.code if isinstance(end.code, int) else ExitCode.FAILED

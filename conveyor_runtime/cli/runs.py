@@ -1,0 +1,201 @@
+"""The commands about runs: `run`, `logs`, `cancel`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from conveyor_runtime.cli import options
+from conveyor_runtime.cli.connection import ask
+from conveyor_runtime.cli.errors import CliError, ExitCode, exit_code_of, say
+from conveyor_runtime.cli.noun import find_noun
+from conveyor_runtime.cli.options import Format
+from conveyor_runtime.cli.output import emit, plain
+from conveyor_runtime.cli.resources import apply_document
+
+if TYPE_CHECKING:
+    from conveyor_runtime.cli.documents import Document
+    from conveyor_runtime.client import Client, LoggedLine, Run
+
+__all__ = ["cancel", "logs", "run"]
+
+Timestamps = Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time.")]
+Target = Annotated[
+    str, typer.Argument(metavar="RUN|TYPE/NAME", help="A run's id, or a resource: its active or last run.")
+]
+
+
+def run(
+    ctx: typer.Context,
+    file: options.File,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Follow the log; the exit code tells how the run ended.")
+    ] = False,
+    timestamps: Timestamps = False,
+    output: options.Output = Format.TABLE,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """Apply the resource of a file and have its run.
+
+    Definitions and pipelines in the same file are applied first. A resource that is stored in just this form makes no
+    new run: its last one is shown. With --watch, Ctrl-C leaves the run alone.
+
+    \b
+    Example: conveyor run -f ci-build.yaml --watch
+    """
+    from conveyor_runtime.cli.documents import read_documents
+
+    documents = read_documents(file)
+    resources = [it for it in documents if it.kind == "resource"]
+    if len(resources) != 1:
+        raise typer.BadParameter(
+            f"{file} holds {len(resources)} resources, and a run is of one; use apply", param_hint="-f"
+        )
+    started: list[str] = []
+
+    async def question(client: Client) -> ExitCode:
+        for document in documents:
+            if document.kind != "resource":
+                await apply_document(client, document)
+        run_id = await _have_run(client, resources[0])
+        if not run_id:
+            return ExitCode.SUCCESS
+        started.append(run_id)
+        if not watch:
+            _show(await client.get_run(run_id), output)
+            say(f"follow it with: conveyor logs -f {run_id}")
+            return ExitCode.SUCCESS
+        return await _watch(client, run_id, output, timestamps=timestamps)
+
+    try:
+        raise typer.Exit(ask(ctx, api_url, token, question))
+    except KeyboardInterrupt:
+        if started and watch:
+            say(f"\ndetached: run {started[0]} goes on")
+            say(f"  follow it again:  conveyor logs -f {started[0]}")
+            say(f"  cancel it:        conveyor cancel {started[0]}")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+async def _have_run(client: Client, document: Document) -> str:
+    """The run that applying the resource led to, else its latest; empty if it never had one."""
+    applied = await apply_document(client, document)
+    if applied["run"]:
+        say(f"{document.title} {applied['outcome']}: run {applied['run']}")
+        return str(applied["run"])
+    info = await client.get_resource(document.value["resource"], document.value["name"])
+    run_id = info.active_run or info.last_run or ""
+    what = "is stored in just this form" if applied["outcome"] == "unchanged" else "has new metadata only"
+    say(f"{document.title} {what}, so no new run was needed; this is its {'latest' if run_id else 'state'}")
+    say("  for another one change its spec: a field of your own will do where the definition allows any (rebuild: 2)")
+    return run_id
+
+
+async def _watch(client: Client, run_id: str, output: Format, *, timestamps: bool) -> ExitCode:
+    from conveyor_runtime.cli.watch import print_closing, watch
+
+    # Data asked for in a machine's format has stdout for itself.
+    talk = sys.stdout if output is Format.TABLE else sys.stderr
+    ended = await watch(client, run_id, talk, timestamps=timestamps)
+    print_closing(ended, talk)
+    if output is not Format.TABLE:
+        _show(ended, output)
+    return exit_code_of(ended.status)
+
+
+def _show(run: Run, output: Format) -> None:
+    row = plain(run)
+    emit(row, output, find_noun("run").columns, lambda it: f"run/{it['run_id']}")
+
+
+def logs(
+    ctx: typer.Context,
+    target: Target,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    timestamps: Timestamps = False,
+    step: Annotated[str, typer.Option("--step", help="Only lines of this step, and without its name in front.")] = "",
+    output: Annotated[
+        Format, typer.Option("--output", "-o", help="table = text; json = one object a line.")
+    ] = Format.TABLE,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """Print the log of a run.
+
+    \b
+    Examples: conveyor logs -f ci-build/hello
+              conveyor logs 0199a6c4-... --step build
+    """
+    if output not in (Format.TABLE, Format.JSON):
+        raise typer.BadParameter("a log is printed as table (text) or json", param_hint="-o")
+
+    async def question(client: Client) -> None:
+        import contextlib
+
+        from conveyor_runtime.cli.watch import LinePrinter
+
+        run = await client.get_run(await _find_run(client, target))
+        steps = tuple(it.id for it in run.steps)
+        if step and steps and step not in steps:
+            raise CliError(f"run {run.run_id} has no step {step}", f"its steps are {', '.join(steps)}")
+        printer = LinePrinter(sys.stdout, steps=steps, prefix=not step, timestamps=timestamps)
+
+        def show(line: LoggedLine) -> None:
+            if step and line.step != step:
+                return
+            if output is Format.JSON:
+                print(line.model_dump_json(by_alias=True), flush=True)
+            else:
+                printer.print(line)
+
+        if follow:
+            async with contextlib.aclosing(client.follow_logs(run.run_id)) as lines:
+                async for line in lines:
+                    show(line)
+            return
+        for line in await client.logs(run.run_id):
+            show(line)
+
+    ask(ctx, api_url, token, question)
+
+
+def cancel(
+    ctx: typer.Context,
+    target: Target,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept with the run.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Return once it has ended.")] = False,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """Ask a run to end. What it started is stopped, and its `finally` steps still run.
+
+    \b
+    Example: conveyor cancel ci-build/hello --reason "wrong branch"
+    """
+
+    async def question(client: Client) -> Run:
+        run = await client.cancel_run(await _find_run(client, target), reason)
+        return await client.wait_run(run.run_id) if wait else run
+
+    run = ask(ctx, api_url, token, question)
+    if not run.status.terminal:
+        print(f"run {run.run_id} is being cancelled")
+    elif run.status == "Cancelled":
+        print(f"run {run.run_id} is cancelled")
+    else:
+        print(f"run {run.run_id} had ended already: {run.status}")
+
+
+async def _find_run(client: Client, target: str) -> str:
+    """The run's id itself, or that of a resource's active or last run."""
+    type_, slash, name = target.partition("/")
+    if not slash or type_ in ("run", "runs"):
+        return name or target
+    info = await client.get_resource(type_, name)
+    run_id = info.active_run or info.last_run
+    if not run_id:
+        raise CliError(target, "it has had no run yet", f"`conveyor describe {type_} {name}` says more")
+    return run_id

@@ -1,0 +1,120 @@
+"""The commands that stay: `up` and `serve`. They end on SIGTERM or Ctrl-C; the second one hurries them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conveyor_runtime.cli import options
+from conveyor_runtime.cli.errors import say
+
+__all__ = ["serve", "start_logging", "up"]
+
+
+def up(
+    data: options.DataDir = Path(".conveyor"),
+    host: options.Host = "127.0.0.1",
+    api_port: options.Port = 8080,
+    nats_port: options.NatsPort = 0,
+    nats_url: Annotated[
+        str,
+        typer.Option(
+            "--nats-url", metavar="URL", envvar="CONVEYOR_NATS_URL", help="Use this NATS server; none is embedded then."
+        ),
+    ] = "",
+    sync: options.Sync = "always",
+    drivers: Annotated[
+        str, typer.Option("--drivers", metavar="all|none|A,B", help="Which installed drivers to run.")
+    ] = "all",
+    backend: options.Backend = "auto",
+    concurrency: options.Concurrency = 4,
+    native_root: options.NativeRoot = None,
+    allow_file_repositories: options.AllowFiles = None,
+    token: options.ServerToken = "",
+    ready_file: options.ReadyFile = None,
+    log_level: options.LogLevel = "info",
+    log_format: options.LogFormat = "text",
+) -> None:
+    """Run everything here: bus, API, engine and drivers.
+
+    It prints one line with the addresses once all of it is ready, and ends on Ctrl-C. State is kept in --data: start
+    it again there and every run goes on. file:// repositories are allowed while only this machine can reach the API.
+
+    \b
+    Example: conveyor up --api-port 0 --drivers all --backend native
+    """
+    start_logging(log_level, log_format)
+    from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
+    from conveyor_runtime.daemon import UpSettings, run_up
+
+    chosen = {"all": None, "none": ()}.get(drivers, options.listed(drivers))
+    allow = options.is_loopback(host) if allow_file_repositories is None else allow_file_repositories
+    _warn_if_open(host, token)
+    settings = UpSettings(
+        bus=BusSettings(url=nats_url, data_dir=data, host=host, port=nats_port, sync=sync),
+        api=ApiSettings(host=host, port=api_port, token=token),
+        driver=DriverSettings(
+            concurrency=concurrency, backend=backend, native_root=native_root, allow_file_repositories=allow
+        ),
+        drivers=chosen,
+        ready_file=ready_file,
+    )
+    raise typer.Exit(run_up(settings))
+
+
+def serve(
+    nats_url: Annotated[
+        str,
+        typer.Option(
+            "--nats-url", metavar="URL", envvar="CONVEYOR_NATS_URL", help="The NATS server; left out, one is embedded."
+        ),
+    ] = "",
+    data: options.DataDir = Path(".conveyor"),
+    host: options.Host = "127.0.0.1",
+    api_port: options.Port = 8080,
+    nats_port: options.NatsPort = 0,
+    sync: options.Sync = "always",
+    replicas: Annotated[
+        int,
+        typer.Option(
+            "--replicas", envvar="CONVEYOR_REPLICAS", help="Copies of every stream in a NATS cluster: 1, 3 or 5."
+        ),
+    ] = 1,
+    token: options.ServerToken = "",
+    ready_file: options.ReadyFile = None,
+    log_level: options.LogLevel = "info",
+    log_format: options.LogFormat = "text",
+) -> None:
+    """Run the API and the engine only.
+
+    Drivers are processes of their own then. Several may serve one NATS server at once: there is no leader.
+
+    \b
+    Example: conveyor serve --nats-url nats://user:password@bus:4222 --host 0.0.0.0 --token SECRET
+    """
+    start_logging(log_level, log_format)
+    from conveyor_runtime.config import ApiSettings, BusSettings
+    from conveyor_runtime.daemon import run_serve
+
+    _warn_if_open(host, token)
+    bus = BusSettings(url=nats_url, data_dir=data, host=host, port=nats_port, sync=sync, replicas=replicas)
+    raise typer.Exit(run_serve(bus, ApiSettings(host=host, port=api_port, token=token), ready_file))
+
+
+def start_logging(level: str, form: str) -> None:
+    """Set up this process's own log, before anything that might write to it. Raises ConfigError."""
+    import os
+    from typing import cast
+
+    from conveyor_runtime.telemetry.logs import LogFormat, setup_logging
+
+    setup_logging(level, cast(LogFormat, form))
+    # Child processes log as we do.
+    os.environ.update(CONVEYOR_LOG_LEVEL=level, CONVEYOR_LOG_FORMAT=form)
+
+
+def _warn_if_open(host: str, token: str) -> None:
+    if not token and not options.is_loopback(host):
+        say(f"warning: whoever reaches {host} can run commands here; ask for a token with --token or CONVEYOR_TOKEN")

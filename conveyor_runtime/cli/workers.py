@@ -1,0 +1,224 @@
+"""Driver processes: a subcommand for each installed driver, `driver run` for a user's own, `driver list`.
+
+The subcommands are made from the entry points' names alone: no driver is imported before it is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from conveyor_runtime.cli import options
+from conveyor_runtime.cli.connection import globals_of
+from conveyor_runtime.cli.errors import CliError, ExitCode, debugging
+from conveyor_runtime.cli.output import Column, emit
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from conveyor_runtime.reconcile import Driver
+
+__all__ = ["driver_app", "driver_command", "driver_names"]
+
+#: The loader's own, repeated so that naming the drivers does not load the whole SDK; a test compares them.
+GROUP = "conveyor.drivers"
+
+NatsUrl = Annotated[
+    str, typer.Option("--nats-url", metavar="URL", envvar="CONVEYOR_NATS_URL", help="The NATS server of the runtime.")
+]
+Resources = Annotated[
+    str,
+    typer.Option(
+        "--resources",
+        metavar="TYPE,...",
+        envvar="CONVEYOR_RESOURCES",
+        help="Types to serve in place of the driver's own.",
+    ),
+]
+Defaults = Annotated[
+    str,
+    typer.Option(
+        "--defaults",
+        metavar="FILE",
+        envvar="CONVEYOR_DEFAULTS",
+        help="Per type, spec fields used where a resource leaves them out.",
+    ),
+]
+AllowFiles = Annotated[
+    bool,
+    typer.Option(
+        "--allow-file-repositories/--no-allow-file-repositories",
+        envvar="CONVEYOR_ALLOW_FILE_REPOSITORIES",
+        help="Whether file:// repositories may be cloned: every author of resources could then read this machine.",
+    ),
+]
+DriverApiUrl = Annotated[
+    str,
+    typer.Option("--api-url", metavar="URL", help="The API that the driver's own client talks to (CONVEYOR_API_URL)."),
+]
+DriverToken = Annotated[str, typer.Option("--token", metavar="TOKEN", help="Token of that API (CONVEYOR_TOKEN).")]
+
+
+def driver_names() -> list[str]:
+    """Names of all installed drivers."""
+    return sorted(point.name for point in _installed())
+
+
+def _installed() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=GROUP)
+
+
+def driver_command(name: str) -> Callable[..., None]:
+    """The function behind `conveyor NAME`."""
+
+    def command(
+        ctx: typer.Context,
+        nats_url: NatsUrl,
+        concurrency: options.Concurrency = 4,
+        backend: options.Backend = "auto",
+        resources: Resources = "",
+        defaults: Defaults = "",
+        allow_file_repositories: AllowFiles = False,
+        native_root: options.NativeRoot = None,
+        api_url: DriverApiUrl = "",
+        token: DriverToken = "",
+        log_level: options.LogLevel = "info",
+        log_format: options.LogFormat = "text",
+    ) -> None:
+        _run(**{"name": name, **locals()})
+
+    command.__doc__ = f"""Run the installed driver {name} until Ctrl-C.
+
+    Any number of processes of it share the work, on any number of machines.
+
+    \b
+    Example: conveyor {name} --nats-url nats://user:password@bus:4222 --concurrency 8
+    """
+    return command
+
+
+driver_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    help="Run a driver of your own, or list the installed ones.",
+)
+
+
+@driver_app.command("run")
+def run(
+    ctx: typer.Context,
+    which: Annotated[
+        str, typer.Argument(metavar="MODULE:ATTR", help="my_module:my_driver, file.py:my_driver or an installed name.")
+    ],
+    nats_url: NatsUrl,
+    concurrency: options.Concurrency = 4,
+    backend: options.Backend = "auto",
+    resources: Resources = "",
+    defaults: Defaults = "",
+    allow_file_repositories: AllowFiles = False,
+    native_root: options.NativeRoot = None,
+    api_url: DriverApiUrl = "",
+    token: DriverToken = "",
+    log_level: options.LogLevel = "info",
+    log_format: options.LogFormat = "text",
+) -> None:
+    """Run a driver of your own until Ctrl-C.
+
+    \b
+    Example: conveyor driver run deploy.py:driver --nats-url nats://user:password@bus:4222
+    """
+    _run(**{"name": which, **{key: value for key, value in locals().items() if key != "which"}})
+
+
+@driver_app.command("list")
+def list_installed(output: options.Output = options.Format.TABLE) -> None:
+    """List the installed drivers; `conveyor get drivers` shows the running ones.
+
+    \b
+    Example: conveyor driver list -o json
+    """
+    rows = [
+        {"name": point.name, "object": point.value, "package": _package(point)}
+        for point in sorted(_installed(), key=lambda point: point.name)
+    ]
+    columns = [
+        Column("NAME", lambda it: it["name"]),
+        Column("OBJECT", lambda it: it["object"]),
+        Column("PACKAGE", lambda it: it["package"]),
+    ]
+    emit(rows, output, columns, lambda it: str(it["name"]))
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else ""
+
+
+def _run(
+    name: str,
+    ctx: typer.Context,
+    nats_url: str,
+    concurrency: int,
+    backend: str,
+    resources: str,
+    defaults: str,
+    allow_file_repositories: bool,
+    native_root: Path | None,
+    api_url: str,
+    token: str,
+    log_level: str,
+    log_format: str,
+) -> None:
+    from conveyor_runtime.cli.serving import start_logging
+
+    start_logging(log_level, log_format)
+    from conveyor_runtime.config import DriverSettings
+    from conveyor_runtime.daemon import run_driver
+
+    settings = DriverSettings(
+        concurrency=concurrency,
+        backend=backend,
+        native_root=native_root,
+        allow_file_repositories=allow_file_repositories,
+        resources=options.listed(resources),
+        defaults=_defaults(defaults),
+    )
+    given = globals_of(ctx)
+    raise typer.Exit(run_driver(_load(name), nats_url, settings, api_url or given.api_url, token or given.token))
+
+
+def _load(name: str) -> Driver:
+    from conveyor_runtime.errors import ConfigError
+    from conveyor_runtime.reconcile import load_driver
+
+    try:
+        return load_driver(name)
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's module may fail in any way while it is imported
+        if debugging():
+            raise
+        where = ""
+        trace = error.__traceback__
+        while trace is not None:
+            where, trace = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}", trace.tb_next
+        reason = f"it cannot be imported: {type(error).__name__}: {error}"
+        raise CliError(f"driver {name}", where, reason, "CONVEYOR_DEBUG=1 shows all", code=ExitCode.USAGE) from error
+
+
+def _defaults(path: str) -> Mapping[str, Mapping[str, Any]]:
+    if not path:
+        return {}
+    from conveyor_runtime.cli.documents import invalid, read_mapping
+
+    document = read_mapping(path)
+    for type_, fields in document.value.items():
+        if not isinstance(fields, dict):
+            raise invalid(document.locate(f"/{type_}"), f"the defaults of {type_} must be a mapping of spec fields")
+    defaults: Mapping[str, Mapping[str, Any]] = document.value
+    return defaults
