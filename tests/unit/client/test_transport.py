@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import httpx2
 import pytest
@@ -299,10 +300,12 @@ async def test_models_know_what_the_api_answers() -> None:
             (await client.get_definition("app"), "/resource-definitions/app"),
         ]
         for model, path in pairs:
-            answered = (await world.http.get(path)).json()
-            known = model.model_dump(mode="json", by_alias=True)
+            answered: dict[str, Any] = (await world.http.get(path)).json()
+            known: dict[str, Any] = model.model_dump(mode="json", by_alias=True)
             assert set(answered) <= set(known), path
             for steps in ("steps", "finally"):
-                for step, known_step in zip(answered.pop(steps, ()), known.pop(steps, ()), strict=True):
+                theirs: list[dict[str, Any]] = answered.pop(steps, [])
+                ours: list[dict[str, Any]] = known.pop(steps, [])
+                for step, known_step in zip(theirs, ours, strict=True):
                     assert {key: known_step[key] for key in step} == step
             assert {key: known[key] for key in answered} == answered, path
