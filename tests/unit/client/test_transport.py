@@ -303,9 +303,9 @@ async def test_models_know_what_the_api_answers() -> None:
             answered: dict[str, Any] = (await world.http.get(path)).json()
             known: dict[str, Any] = model.model_dump(mode="json", by_alias=True)
             assert set(answered) <= set(known), path
-            for steps in ("steps", "finally"):
-                theirs: list[dict[str, Any]] = answered.pop(steps, [])
-                ours: list[dict[str, Any]] = known.pop(steps, [])
+            for part in ("steps", "finally"):
+                theirs: list[dict[str, Any]] = answered.pop(part, [])
+                ours: list[dict[str, Any]] = known.pop(part, [])
                 for step, known_step in zip(theirs, ours, strict=True):
                     assert {key: known_step[key] for key in step} == step
             assert {key: known[key] for key in answered} == answered, path
