@@ -24,7 +24,7 @@ from conveyor_runtime.models.message import (
     META_RESULT,
     META_STEP,
 )
-from conveyor_runtime.store import State
+from conveyor_runtime.store import State, keep_dead_letter
 from conveyor_runtime.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,19 @@ class Dispatcher:
             log.warning("a dispatch of run %s waits for the bus: %s", run.run_id, error)
             return False
         return True
+
+    async def keep_letter(self, run: RunRecord, step: PlannedStep, state: StepState, reason: str) -> None:
+        """Keep a copy of the step's dispatch as a dead letter: nobody could work on it."""
+        message = await self._message(run, step, state)
+        await keep_dead_letter(
+            self._bus,
+            "dispatch",
+            message.data,
+            msg_id=f"dispatch.{message.msg_id}",
+            reason=reason,
+            subject=message.subject,
+            headers=message.headers,
+        )
 
     async def _message(self, run: RunRecord, step: PlannedStep, state: StepState) -> Message:
         resource = await self._payload(run, step, state)

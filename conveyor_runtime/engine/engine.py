@@ -13,11 +13,13 @@ from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.dispatcher import Dispatcher
 from conveyor_runtime.engine.foreign import LOOK_PERIOD, ForeignDrivers, ForeignSteps
 from conveyor_runtime.engine.liveness import Liveness
+from conveyor_runtime.engine.nodes import Nodes
 from conveyor_runtime.engine.ownership import Ownership
 from conveyor_runtime.engine.planner import Fleet
 from conveyor_runtime.engine.results import dead_letter, fold, run_id_of
 from conveyor_runtime.engine.settle import Settler
 from conveyor_runtime.engine.transitions import Transitions
+from conveyor_runtime.errors import InfrastructureError
 from conveyor_runtime.kit.keyed_queue import KeyedQueue
 from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord, Status, StepState, utc_now
 from conveyor_runtime.store import State
@@ -38,7 +40,7 @@ class Engine:
         self.transitions = Transitions(state, Dispatcher(state, bus, messages), self.fleet, now)
         self.liveness = Liveness(state, bus)
         self.liveness.listen(self._died)
-        self._ownership = Ownership(self.transitions, bus, self.liveness)
+        self._ownership = Ownership(self.transitions, bus, self.liveness, Nodes(state.view, self.liveness))
         self._foreign_steps = ForeignSteps(self.transitions, bus)
         self._settler = Settler(self.transitions, start=self.start, cancelled=self.cancelled, later=self._settle_later)
         self._runs: KeyedQueue[str] = KeyedQueue(self._work, name="run")
@@ -89,10 +91,17 @@ class Engine:
             delivery = await self._results.next()
             run_id = run_id_of(delivery)
             if run_id is None:
-                await dead_letter(self._bus, delivery, "it names no run")
+                await self._set_aside(delivery)
                 continue
             self._inbox[run_id].append(delivery)
             self._runs.add(run_id)
+
+    async def _set_aside(self, delivery: Delivery) -> None:
+        try:
+            await dead_letter(self._bus, delivery, "it names no run")
+        except InfrastructureError as error:
+            log.warning("a result nobody can read cannot be kept as a dead letter yet: %s", error)
+            await delivery.nak(5.0)
 
     async def close(self) -> None:
         """Stop working; what is in hand goes back to the bus."""
@@ -151,13 +160,13 @@ class Engine:
             run = await fold(self.transitions, run, deliveries)
         if run.status.terminal:
             return run
-        if not self.is_active(run):
+        if not self.is_active(run) and not (run.cancel is not None and await self._became_active(run)):
             return await self._end_if_cancelled(run)
         if run.run_id in self._starting:
             noted = [(step, state) for step, state in planner.open_steps(run) if state.issue > 0]
             run = await self.transitions.dispatch(run, noted)
             self._starting.discard(run.run_id)
-        run = await self.transitions.change(run.run_id, self._pinned) or run
+        run = await self.transitions.change(run.run_id, self._pinned, start=True) or run
         for step, state in list(planner.open_steps(run)):
             run = await self._examine(run, step, state)
         self._plan_retries(run)
@@ -181,6 +190,11 @@ class Engine:
             return run
         return run.model_copy(update={"plan": plan})
 
+    async def _became_active(self, run: RunRecord) -> bool:
+        """Whether the store says that it is this run's turn, where our own view may be a moment behind."""
+        found = await self.state.resource(run.type, run.name)
+        return found is not None and found.record.active is not None and found.record.active.run_id == run.run_id
+
     async def _end_if_cancelled(self, run: RunRecord) -> RunRecord:
         """A run whose turn has not come ends at once when it is cancelled."""
         if run.cancel is None:
@@ -188,8 +202,6 @@ class Engine:
         cancel, now = run.cancel, self.transitions.now()
 
         def change(record: RunRecord) -> RunRecord:
-            if record.status.terminal or self.is_active(record):
-                return record
             return planner.end_unstarted(record, f"cancelled by {cancel.who}: {cancel.why}".rstrip(": "), now)
 
         return await self.transitions.change(run.run_id, change) or run

@@ -73,9 +73,11 @@ class Intake:
     async def create(self, draft: Draft) -> Accepted:
         """Store a new resource and its first run. Raises InvalidInput, Unprocessable, Conflict, TooLarge."""
         draft, plan = await self._check(draft)
-        known = self._state.view.resource(draft.type, draft.name)
-        if known is not None:
-            raise self._exists(known.record)
+        if self._state.view.resource(draft.type, draft.name) is not None:
+            # Another engine may have removed it a moment ago, so only the store can say no.
+            known = await self._state.resource(draft.type, draft.name)
+            if known is not None:
+                raise self._exists(known.record)
         now = self._transitions.now()
         record = ResourceRecord(
             id=str(uuid_utils.uuid4()),

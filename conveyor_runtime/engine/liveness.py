@@ -21,6 +21,9 @@ LEASE_SILENCE = 45.0
 #: Seconds between two looks at the processes of this machine.
 _NEIGHBOUR_PERIOD = 1.0
 
+#: Seconds without a look after which this process was itself stopped, and has seen nothing meanwhile.
+_PAUSE = 10.0
+
 
 class Liveness:
     """Observes the leases. `listen` is told the id of each instance that is found dead, once."""
@@ -32,6 +35,7 @@ class Liveness:
         self._boot_id = identity.boot_id()
         self._pid_namespace = identity.pid_namespace()
         self._seen: dict[str, tuple[int, float]] = {}
+        self._looked = self._watching = clock()
         self._told: set[str] = set()
         self._listeners: list[Callable[[str], None]] = []
 
@@ -57,22 +61,38 @@ class Liveness:
         found = self._state.view.instance(instance_id)
         if found is None or found.record.ended or found.record.gone:
             return True
-        since = self._bus.connected_since
-        if not self._bus.connected or since is None:
+        since = self.watching_since()
+        if since is None:
             return False
         seen = self._seen.setdefault(instance_id, (found.revision, self._clock()))
         return self._clock() - max(seen[1], since) > LEASE_SILENCE
 
+    def watching_since(self) -> float | None:
+        """Since when, on our clock, this process has seen every change; None while it does not. What was renewed
+        while we were cut off or stopped is still on its way to us."""
+        connected = self._bus.connected_since
+        if not self._bus.connected or connected is None or self._clock() - self._looked > _PAUSE:
+            return None
+        return max(connected, self._watching)
+
     async def run(self) -> None:
         """Look at the neighbours and at silent leases for ever."""
         while True:
-            for found in self._state.view.instances():
-                instance = found.record
-                if not (instance.ended or instance.gone) and self._is_gone_neighbour(instance):
-                    await self._declare_gone(instance, found.revision)
-                elif self.is_dead(instance.id):
-                    self._tell(instance.id)
+            await self.look()
             await asyncio.sleep(_NEIGHBOUR_PERIOD)
+
+    async def look(self) -> None:
+        """One look."""
+        now = self._clock()
+        if now - self._looked > _PAUSE:
+            self._watching = now
+        self._looked = now
+        for found in self._state.view.instances():
+            instance = found.record
+            if not (instance.ended or instance.gone) and self._is_gone_neighbour(instance):
+                await self._declare_gone(instance, found.revision)
+            elif self.is_dead(instance.id):
+                self._tell(instance.id)
 
     def _is_gone_neighbour(self, instance: Instance) -> bool:
         """Whether it ran beside us, where pids mean the same, and its process is no more."""

@@ -12,6 +12,7 @@ from conveyor_runtime.bus import Bus
 from conveyor_runtime.bus.streams import stream_info
 from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.liveness import Liveness
+from conveyor_runtime.engine.nodes import NODE_GONE, Nodes
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import RevisionConflict, StoreError
 from conveyor_runtime.models import ENGINE, Claim, PlannedStep, RunRecord, Status, StepState
@@ -31,11 +32,12 @@ Numbers = tuple[str, str, int, int]
 class Ownership:
     """Looks at the claim of an open step and does what it calls for."""
 
-    def __init__(self, transitions: Transitions, bus: Bus, liveness: Liveness) -> None:
+    def __init__(self, transitions: Transitions, bus: Bus, liveness: Liveness, nodes: Nodes) -> None:
         self._transitions = transitions
         self._state = transitions.state
         self._bus = bus
         self._liveness = liveness
+        self._nodes = nodes
         self._flush_after: dict[Numbers, int] = {}
 
     async def examine(
@@ -43,15 +45,19 @@ class Ownership:
     ) -> RunRecord:
         """The run after whatever this step's claim calls for. `later(run_id, seconds)` asks for another look."""
         cancelled = planner.cancel_applies(run, step)
-        claim = await self._claim(run, step, state, create=cancelled)
+        claim = await self._claim(run, step, state, self._why_end(run, step, state))
         if claim is None:
             return run
         if claim.instance == ENGINE:
-            return await self._end(run, step, state, Status.CANCELLED if cancelled else Status.ERROR, claim.why, None)
+            unrun = Status.SKIPPED if step.finally_ else Status.ERROR
+            return await self._end(run, step, state, Status.CANCELLED if cancelled else unrun, claim.why, None)
+        numbers = (run.run_id, step.id, state.attempt, state.takeover)
         dead = self._liveness.is_dead(claim.instance)
         if not dead and (claim.timed_out or not claim.given_up):
+            # It may have been thought dead and be back: what it publishes from now on must be waited for anew.
+            self._flush_after.pop(numbers, None)
             return run
-        if not await self._results_taken_in((run.run_id, step.id, state.attempt, state.takeover)):
+        if not await self._results_taken_in(numbers):
             later(run.run_id, _FLUSH_POLL)
             return run
         if cancelled:
@@ -60,20 +66,31 @@ class Ownership:
             return await self._end(run, step, state, Status.TIMED_OUT, "it did not stop at its timeout", claim.node)
         return await self._take_over(run, step, state, claim, died=dead and not claim.given_up)
 
-    async def _claim(self, run: RunRecord, step: PlannedStep, state: StepState, *, create: bool) -> Claim | None:
-        """The claim of the current attempt and takeover. `create`: where there is none, the engine claims it, so that
-        no worker can start it any more."""
+    def _why_end(self, run: RunRecord, step: PlannedStep, state: StepState) -> str | None:
+        """Why the engine ends this step if nobody works on it yet; None = it is still waited for."""
+        if run.cancel is not None and not step.finally_:
+            return run.cancel.why
+        if state.node is not None and self._nodes.is_gone(step.driver, state.node):
+            return f"node gone: no {step.driver} has run on {state.node} for {NODE_GONE / 60:.0f} minutes"
+        return None
+
+    async def _claim(self, run: RunRecord, step: PlannedStep, state: StepState, why: str | None) -> Claim | None:
+        """The claim of the current attempt and takeover. With a `why`, the engine claims what nobody has, so that no
+        worker can start it any more."""
         numbers = (run.run_id, step.id, state.attempt, state.takeover)
         known = self._state.view.claim(*numbers)
-        if known is not None or not create:
+        if known is not None or why is None:
             return known.record if known else None
-        why = run.cancel.why if run.cancel else ""
         mine = Claim(instance=ENGINE, at=self._transitions.now(), why=why)
         try:
             await self._state.commit(Put(keys.claim(*numbers), mine, 0))
         except RevisionConflict:
             found = await self._state.claim(*numbers)
-            return found.record if found else None
+            if found is None:
+                return None
+            # A claim this new may name an instance that the view has not met yet, which is not the same as a dead one.
+            await self._state.view.wait_for(found.revision)
+            return found.record
         return mine
 
     async def _results_taken_in(self, numbers: Numbers) -> bool:
@@ -94,6 +111,9 @@ class Ownership:
         why = "its worker died" if died else f"its worker gave up ({claim.why})" if claim.why else "its worker gave up"
         log.warning("step %s of run %s is handed to another worker: %s", step.id, run.run_id, why)
         metrics.TAKEOVERS.inc()
+        if died and state.deaths + 1 >= planner.MAX_DEATHS:
+            # Before the commit: a letter too many is a smaller evil than one too few.
+            await self._transitions.dispatcher.keep_letter(run, step, state, f"{planner.MAX_DEATHS} workers died")
 
         def change(record: RunRecord) -> RunRecord:
             if not _same(record, step.id, state):

@@ -34,6 +34,9 @@ MAX_ATTEMPTS = 3
 #: Seconds before the second attempt; doubled for the third.
 RETRY_INITIAL = 1.0
 
+#: Seconds a driver may put off its next run; more cannot be told from never.
+LONGEST_REQUEUE = 366 * 86400.0
+
 #: Steps with an attempt under way, in the order of the plan.
 OpenSteps = Iterable[tuple[PlannedStep, StepState]]
 
@@ -130,7 +133,7 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
                 skipped = state.model_copy(update={"status": Status.SKIPPED, "message": why, "finished_at": now})
                 return _with_step(run, step.id, skipped)
             return issue(run, step, state.model_copy(update={"attempt": 1}), fleet, now)
-        if state.issue == 0 and fleet.can_deliver(step.driver, state.node):
+        if state.issue == 0 and not cancel_applies(run, step) and fleet.can_deliver(step.driver, state.node):
             return issue(run, step, state, fleet, now)
     return run
 
@@ -156,12 +159,14 @@ def issue(run: RunRecord, step: PlannedStep, state: StepState, fleet: Fleet, now
 
 def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: float | None = None) -> RunRecord | None:
     """The run with a result taken in; None if the result matches no open step, attempt and takeover."""
-    state = run.steps.get(result.step)
-    if run.status.terminal or state is None or not state.open:
+    if not awaits(run, result):
         return None
-    if (state.attempt, state.takeover) != (result.attempt, result.takeover):
-        return None
+    state = run.steps[result.step]
     planned = step_of(run, result.step)
+    if not result.status.terminal:
+        # Nothing would ever end a step whose driver says that it goes on.
+        said = f"its driver reported {result.status}, which is no end"
+        result = result.model_copy(update={"status": Status.ERROR, "message": said})
     may_retry = result.retryable and state.attempt < MAX_ATTEMPTS and (run.cancel is None or planned.finally_)
     update: dict[str, object] = {
         "status": result.status,
@@ -170,7 +175,7 @@ def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: floa
         "data": result.data,
         "instance": result.instance or None,
         "claimed_node": result.node or state.claimed_node,
-        "started_at": result.started_at,
+        "started_at": result.started_at or state.started_at,
         "finished_at": result.finished_at or now,
     }
     if may_retry:
@@ -178,13 +183,16 @@ def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: floa
         update |= {"status": Status.AWAITING_RETRY, "due": now + timedelta(seconds=wait), "finished_at": None}
     after = _with_step(run, result.step, state.model_copy(update=update))
     if result.requeue_after is not None:
-        after = after.model_copy(update={"requeue_after": result.requeue_after})
+        wait = min(max(result.requeue_after, 0.0), LONGEST_REQUEUE)
+        after = after.model_copy(update={"requeue_after": wait})
     return after
 
 
 def take_over(run: RunRecord, step_id: str, node: str | None, *, died: bool, fleet: Fleet, now: datetime) -> RunRecord:
-    """The attempt handed to another worker; Error once too many have died under it."""
+    """The attempt handed to another worker; Error once too many have died under it. Never one that is cancelled."""
     state, step = run.steps[step_id], step_of(run, step_id)
+    if cancel_applies(run, step):
+        return run
     deaths = state.deaths + (1 if died else 0)
     if deaths >= MAX_DEATHS:
         message = f"{deaths} workers died while they worked on it"
@@ -203,8 +211,9 @@ def take_over(run: RunRecord, step_id: str, node: str | None, *, died: bool, fle
 
 
 def reissue(run: RunRecord, step_id: str, fleet: Fleet, now: datetime) -> RunRecord:
-    """The dispatch published once more, because its message is gone."""
-    return issue(run, step_of(run, step_id), run.steps[step_id], fleet, now)
+    """The dispatch published once more, because its message is gone. Never one that is cancelled."""
+    step = step_of(run, step_id)
+    return run if cancel_applies(run, step) else issue(run, step, run.steps[step_id], fleet, now)
 
 
 def end_step(
@@ -226,7 +235,8 @@ def cancel(run: RunRecord, who: str, why: str, now: datetime) -> RunRecord:
 
 def end_unstarted(run: RunRecord, reason: str, now: datetime) -> RunRecord:
     """A run that never became active, ended at once: every step Skipped, `finally` ones too."""
-    if run.status.terminal:
+    if run.status.terminal or run.steps:
+        # With a step opened it did become active, whatever the caller believes: its `finally` steps are owed.
         return run
     skipped = StepState(status=Status.SKIPPED, message=reason, finished_at=now)
     steps = {step.id: skipped for step in run.plan or ()}
@@ -234,6 +244,14 @@ def end_unstarted(run: RunRecord, reason: str, now: datetime) -> RunRecord:
 
 
 # -- looking -----------------------------------------------------------------------------------------------------
+
+
+def awaits(run: RunRecord, result: StepResult) -> bool:
+    """Whether this result belongs to an open step of the run, at its present attempt and takeover."""
+    state = run.steps.get(result.step)
+    if result.run_id != run.run_id or run.status.terminal or state is None or not state.open:
+        return False
+    return (state.attempt, state.takeover) == (result.attempt, result.takeover)
 
 
 def step_of(run: RunRecord, step_id: str) -> PlannedStep:

@@ -10,12 +10,12 @@ from datetime import datetime
 import orjson
 from pydantic import ValidationError
 
-from conveyor_runtime.bus import Bus, Delivery, subjects
+from conveyor_runtime.bus import Bus, Delivery
 from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.transitions import Transitions
-from conveyor_runtime.models import PipelineEvent, RunRecord, Status, StepResult
-from conveyor_runtime.models.message import H_REASON, H_RESULT, H_RUN, META_ATTEMPT, META_STEP
-from conveyor_runtime.store import Blob, Put, keys
+from conveyor_runtime.models import PipelineEvent, RunRecord, Status, StepResult, is_name
+from conveyor_runtime.models.message import H_RESULT, H_RUN, META_ATTEMPT, META_STEP
+from conveyor_runtime.store import Blob, Put, keep_dead_letter, keys
 from conveyor_runtime.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -29,29 +29,29 @@ MAX_DATA = 64 * 1024
 
 def run_id_of(delivery: Delivery) -> str | None:
     """The run a message on `pipelines.>` belongs to; None if it cannot be read."""
-    if run_id := delivery.headers.get(H_RUN):
-        return run_id
-    try:
-        return PipelineEvent.model_validate_json(delivery.data).run_id or None
-    except ValidationError:
-        return None
+    run_id = delivery.headers.get(H_RUN)
+    if not run_id:
+        try:
+            run_id = PipelineEvent.model_validate_json(delivery.data).run_id
+        except ValidationError:
+            return None
+    # What may not stand in a key names no run of ours, and looking for it would fail for ever.
+    return run_id if is_name(run_id) else None
 
 
 async def dead_letter(bus: Bus, delivery: Delivery, reason: str) -> None:
     """Keep a copy of a message nobody can read, with the reason, and take the original out of the way."""
     log.error("a message on %s cannot be read and is kept as a dead letter: %s", delivery.subject, reason)
-    await bus.publish(
-        subjects.dead_letter("results"),
-        delivery.data,
-        msg_id=f"results.{delivery.stream_seq}",
-        headers={H_REASON: reason, "Cv-Subject": delivery.subject},
+    await keep_dead_letter(
+        bus, "results", delivery.data, msg_id=f"results.{delivery.stream_seq}", reason=reason, subject=delivery.subject
     )
     await delivery.ack()
 
 
 async def fold(transitions: Transitions, run: RunRecord, deliveries: Sequence[Delivery]) -> RunRecord:
     """The run with these results in it, in one commit. What matches nothing changes nothing."""
-    results = [result for delivery in deliveries if (result := _read(delivery, run, transitions)) is not None]
+    read = (_read(delivery, run, transitions) for delivery in deliveries)
+    results = [result for result in read if result is not None and planner.awaits(run, result)]
     if not results:
         return run
     kept: list[tuple[StepResult, str | None]] = []
@@ -61,7 +61,7 @@ async def fold(transitions: Transitions, run: RunRecord, deliveries: Sequence[De
         if size > MAX_DATA:
             result = _too_large(result, size)
         elif size > _INLINE:
-            key = keys.run_data(result.run_id, result.step, result.attempt)
+            key = keys.run_data(result.run_id, result.step, result.attempt, result.takeover)
             puts.append(Put(key, Blob(result.data)))
             kept.append((result.model_copy(update={"data": None}), key))
             continue

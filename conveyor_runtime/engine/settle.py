@@ -44,13 +44,11 @@ def superseded(record: ResourceRecord, keep_all: bool) -> Iterator[tuple[Entry, 
             if entry.event != "delete":
                 yield entry, f"superseded by {by}"
         return
-    newest = next((entry for entry in reversed(record.queue) if entry.event in _CHANGES and entry.due is None), None)
-    if newest is None:
-        return
     for entry in record.queue:
         waits_its_turn = entry.event in _CHANGES and entry.due is None
-        if entry.generation < newest.generation and not (keep_all and waits_its_turn):
-            yield entry, f"superseded by {newest.run_id}"
+        if entry.generation < record.generation and not (keep_all and waits_its_turn):
+            newer = (it.run_id for it in reversed(record.entries) if it.generation == record.generation)
+            yield entry, f"superseded by {next(newer, f'generation {record.generation}')}"
 
 
 def next_record(record: ResourceRecord, ended: Mapping[str, RunRecord], now: datetime) -> ResourceRecord:
@@ -70,6 +68,22 @@ def next_record(record: ResourceRecord, ended: Mapping[str, RunRecord], now: dat
     if active is record.active and queue == record.queue:
         return record
     return record.model_copy(update={**update, "active": active, "queue": queue})
+
+
+def _lost(record: ResourceRecord, entry: Entry, now: datetime) -> RunRecord:
+    """What stands for a run that is named but not stored: without it the resource would wait for it for ever."""
+    log.error("run %s of %s/%s is not stored and counts as ended", entry.run_id, record.type, record.name)
+    return RunRecord(
+        run_id=entry.run_id,
+        type=record.type,
+        name=record.name,
+        event=entry.event,
+        generation=entry.generation,
+        status=Status.ERROR,
+        reason="its record was lost",
+        created_at=now,
+        finished_at=now,
+    )
 
 
 class Settler:
@@ -93,7 +107,7 @@ class Settler:
         """Do all that is due. `start(run_id)` is called for a run that became active, `later(type, name, seconds)` for
         one that will."""
         found = self._state.view.resource(type_, name) or await self._state.resource(type_, name)
-        requeued: Entry | None = None
+        requeued: tuple[str, Entry] | None = None
         while found is not None:
             record = found.record
             ended = await self._end_what_must(record)
@@ -103,11 +117,13 @@ class Settler:
                     return
                 found = await self._state.resource(type_, name)
                 continue
-            if active_run is not None and requeued is None:
-                requeued = await self._requeue(record, active_run)
+            if active_run is not None and (requeued is None or requeued[0] != active_run.run_id):
+                again = await self._requeue(record, active_run)
+                requeued = (active_run.run_id, again) if again is not None else None
             after = next_record(record, ended, self._transitions.now())
-            if requeued is not None:
-                after = after.model_copy(update={"queue": (*after.queue, requeued)})
+            if requeued is not None and active_run is not None:
+                # Only beside the entry that asked for it: if another engine took that out, it did this as well.
+                after = after.model_copy(update={"queue": (*after.queue, requeued[1])})
             if after is record:
                 self._plan_later(record)
                 return
@@ -137,13 +153,19 @@ class Settler:
         ended = {}
         for entry in record.entries:
             found = await self._transitions.find(entry.run_id)
-            if found is not None and found.record.status.terminal:
+            if found is None:
+                ended[entry.run_id] = _lost(record, entry, now)
+            elif found.record.status.terminal:
                 ended[entry.run_id] = found.record
         return ended
 
     async def _requeue(self, record: ResourceRecord, run: RunRecord) -> Entry | None:
         """The run its driver asked for, written before the record names it."""
-        if run.requeue_after is None or (record.deleting and run.event != "delete"):
+        if run.requeue_after is None or run.status is Status.CANCELLED:
+            return None
+        if (record.deleting and run.event != "delete") or (
+            run.generation < record.generation and run.event != "delete"
+        ):
             return None
         now = self._transitions.now()
         due = (run.finished_at or now) + timedelta(seconds=run.requeue_after)

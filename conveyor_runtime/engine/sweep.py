@@ -16,6 +16,7 @@ from conveyor_runtime.bus.messages import next_by_subject
 from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.foreign import MESSAGES
+from conveyor_runtime.engine.purge import Purge
 from conveyor_runtime.errors import InfrastructureError, RevisionConflict
 from conveyor_runtime.models import PlannedStep, RunRecord, StepState
 from conveyor_runtime.store import Put, Versioned, keys
@@ -42,6 +43,7 @@ class Sweep:
         self._state = engine.state
         self._transitions = engine.transitions
         self._bus = bus
+        self._purge = Purge(engine.transitions, bus)
         self._wake = asyncio.Event()
         bus.add_connection_listener(lambda connected: self._wake.set() if connected else None)
 
@@ -75,6 +77,7 @@ class Sweep:
                 await self._issue_again(found.record, floors)
             self._engine.look(run_id)
         await self._forget_dead_instances()
+        await self._purge.round()
 
     async def _remove_orphan(self, found: Versioned[RunRecord]) -> bool:
         """Remove a run that was never accepted; True if this was one."""

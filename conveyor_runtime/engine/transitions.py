@@ -31,8 +31,12 @@ class Transitions:
         """The run as far as this process knows, else as the store does."""
         return self.state.view.run(run_id) or await self.state.run(run_id)
 
-    async def change(self, run_id: str, change: Change, *, puts: Sequence[Put] = ()) -> RunRecord | None:
+    async def change(
+        self, run_id: str, change: Change, *, puts: Sequence[Put] = (), start: bool = False
+    ) -> RunRecord | None:
         """Apply `change` and everything that follows from it; the run afterwards, None if there is no such run.
+
+        Only `start` opens the first steps: until its turn has come, a run waits, whatever else is written into it.
 
         `change` is called again on a newer record when somebody else wrote first, so it must be pure. `puts` are
         written in the same commit. Dispatches are published after it; if the bus cannot take them, the sweep will.
@@ -40,7 +44,9 @@ class Transitions:
         found = await self.find(run_id)
         while found is not None:
             before = found.record
-            after = planner.advance(change(before), self.fleet(), self.now())
+            after = change(before)
+            if after.steps or start:
+                after = planner.advance(after, self.fleet(), self.now())
             if after is before:
                 return before
             try:

@@ -7,6 +7,7 @@ fed by the bucket's own changes. Nothing here decides: the rules of a run's life
 from conveyor_runtime.store import keys
 from conveyor_runtime.store.base import Change, Store, Stored, Write
 from conveyor_runtime.store.kv import KvStore
+from conveyor_runtime.store.letters import keep_dead_letter
 from conveyor_runtime.store.logs import LogFollower, LogStore
 from conveyor_runtime.store.memory import MemoryStore
 from conveyor_runtime.store.state import Blob, Put, State
@@ -26,5 +27,6 @@ __all__ = [
     "Versioned",
     "View",
     "Write",
+    "keep_dead_letter",
     "keys",
 ]

@@ -64,4 +64,7 @@ class Store(Protocol):
     async def list(self, prefix: str) -> list[Stored]:
         """The newest values of all keys that begin with `prefix` (whole parts, such as `instance.`)."""
 
+    async def purge(self, prefix: str) -> None:
+        """Forget all keys that begin with `prefix` (whole parts) at once. Watchers are not told."""
+
     def watch(self) -> Watch: ...

@@ -25,9 +25,10 @@ def run_input(run_id: str) -> str:
     return f"input.{run_id}"
 
 
-def run_data(run_id: str, step: str, attempt: int) -> str:
-    """A result's data, where it is too large for the run record."""
-    return f"data.{run_id}.{step}.{attempt}"
+def run_data(run_id: str, step: str, attempt: int, takeover: int = 0) -> str:
+    """A result's data, where it is too large for the run record. Each takeover has its own: a late result of an
+    earlier one must not write over the one that counts."""
+    return f"data.{run_id}.{step}.{attempt}.{takeover}"
 
 
 def claim(run_id: str, step: str, attempt: int, takeover: int) -> str:

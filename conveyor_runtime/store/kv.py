@@ -43,8 +43,10 @@ class KvStore:
             except BusUnavailable:
                 # It may be stored: only the store can tell, and a blind second write would meet its own first one.
                 unknown = True
-                if deadline - asyncio.get_running_loop().time() < 0.1:
+                if deadline - asyncio.get_running_loop().time() < 0.2:
                     raise
+                # A committer that is closed says so at once, and would be asked again without end.
+                await asyncio.sleep(0.05)
             except RevisionConflict:
                 ours = await self._already_ours(unit) if unknown else None
                 if ours is not None:
@@ -91,6 +93,9 @@ class KvStore:
         finally:
             await tail.aclose()
         return list(found.values())
+
+    async def purge(self, prefix: str) -> None:
+        await self._bus.api(f"STREAM.PURGE.{STREAM}", {"filter": f"{_PREFIX}{prefix}>"})
 
     def watch(self) -> Watch:
         return _KvWatch(self._bus)

@@ -45,6 +45,10 @@ class LogStore:
             async for entry in LogFollower(self._bus, run_id, after=after, until=until):
                 yield entry
 
+    async def forget(self, run_id: str) -> None:
+        """Remove the lines of a run."""
+        await self._bus.api(f"STREAM.PURGE.{STREAM}", {"filter": subjects.log(run_id)})
+
     def follow(self, run_id: str, ended: Awaitable[None], *, after: int = 0) -> LogFollower:
         """The lines of a run from `after` on, live, until the last one there is once `ended` is done."""
         return LogFollower(self._bus, run_id, after=after, ended=ended)
@@ -68,7 +72,7 @@ class LogFollower:
         self._at = after
         self._until = until
         self._ended = ended
-        self._seen: dict[tuple[str, str, int, int], int] = {}
+        self._seen: dict[tuple[str, str, str, int, int], int] = {}
 
     async def __aiter__(self) -> AsyncIterator[LogEntry]:
         tail = Tail(self._bus, STREAM, self._subject, start_seq=self._at + 1)
@@ -104,7 +108,7 @@ class LogFollower:
         """Whether this line was not handed out before: a retried publish may have stored it twice."""
         if line.seq is None:
             return True
-        writer = (line.runid, line.step, line.attempt, line.takeover)
+        writer = (line.runid, line.driver, line.step, line.attempt, line.takeover)
         if line.seq <= self._seen.get(writer, -1):
             return False
         self._seen[writer] = line.seq

@@ -10,7 +10,7 @@ from conveyor_runtime.store.base import Change, Stored, Watch, Write
 
 
 class MemoryStore:
-    """Keeps what a JetStream bucket would keep, deleted keys' last revisions included."""
+    """Keeps what a JetStream bucket would keep."""
 
     def __init__(self) -> None:
         self._values: dict[str, Stored] = {}
@@ -40,15 +40,21 @@ class MemoryStore:
     async def list(self, prefix: str) -> list[Stored]:
         return [stored for key, stored in self._values.items() if key.startswith(prefix)]
 
+    async def purge(self, prefix: str) -> None:
+        for key in [key for key in self._values if key.startswith(prefix)]:
+            del self._values[key]
+
     def watch(self) -> Watch:
         present = sorted(self._values.values(), key=lambda stored: stored.revision)
-        watch = _MemoryWatch([Change(stored.key, stored.value, stored.revision) for stored in present])
+        changes = [Change(stored.key, stored.value, stored.revision) for stored in present]
+        watch = _MemoryWatch(changes, self._watches)
         self._watches.append(watch)
         return watch
 
 
 class _MemoryWatch:
-    def __init__(self, present: list[Change]) -> None:
+    def __init__(self, present: list[Change], among: list[_MemoryWatch]) -> None:
+        self._among = among
         self._queue: asyncio.Queue[Change] = asyncio.Queue()
         self._caught_up = asyncio.Event()
         self._left = len(present)
@@ -71,4 +77,5 @@ class _MemoryWatch:
         await self._caught_up.wait()
 
     async def aclose(self) -> None:
-        """Nothing to release."""
+        if self in self._among:
+            self._among.remove(self)

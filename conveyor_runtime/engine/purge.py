@@ -1,0 +1,97 @@
+"""Forgets runs that ended long ago: their records, claims, inputs, data and logs, never those a resource names."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from conveyor_runtime.bus import Bus
+from conveyor_runtime.engine.transitions import Transitions
+from conveyor_runtime.errors import RevisionConflict
+from conveyor_runtime.models import RunRecord
+from conveyor_runtime.store import LogStore, Put, Versioned, keys
+
+log = logging.getLogger(__name__)
+
+#: No run is purged sooner after its end: somebody may still be reading its log, and a late dispatch of it is told
+#: by its record that it is over.
+AT_LEAST = timedelta(hours=1)
+
+#: A run that ended this long ago is purged.
+KEEP_FOR = timedelta(days=30)
+
+#: Runs beyond this many, the newest counted first, are purged as soon as they may.
+KEEP_MOST = 100_000
+
+#: Runs purged in one round: a round must not hold up the sweep it is part of.
+_ROUND = 200
+
+
+class Purge:
+    """Part of every sweep. Any number of engines may do it at once."""
+
+    def __init__(self, transitions: Transitions, bus: Bus) -> None:
+        self._transitions = transitions
+        self._state = transitions.state
+        self._logs = LogStore(bus)
+
+    async def round(self) -> int:
+        """Purge what is due, a bounded number; how many runs are gone."""
+        done = 0
+        for found in self._due():
+            if done >= _ROUND:
+                break
+            if await self._purge(found):
+                done += 1
+        if done:
+            log.info("%d old runs are purged", done)
+        return done
+
+    def _due(self) -> Iterator[Versioned[RunRecord]]:
+        """Runs that may be purged now, oldest first."""
+        now = self._transitions.now()
+        oldest_first = self._state.view.run_ids()[::-1]
+        too_many = len(oldest_first) - KEEP_MOST
+        named: set[str] | None = None
+        for index, run_id in enumerate(oldest_first):
+            if index >= too_many and (_made_at(run_id) or now) > now - KEEP_FOR:
+                # Ids sort by the time they were made, so all that follow are younger.
+                return
+            found = self._state.view.run(run_id)
+            ended = found.record.finished_at if found is not None and found.record.status.terminal else None
+            if found is None or ended is None or ended > now - (AT_LEAST if index < too_many else KEEP_FOR):
+                continue
+            named = self._named() if named is None else named
+            if run_id not in named:
+                yield found
+
+    def _named(self) -> set[str]:
+        records = [found.record for found in self._state.view.resources()]
+        return {entry.run_id for record in records for entry in record.entries} | {
+            record.last_run for record in records if record.last_run is not None
+        }
+
+    async def _purge(self, found: Versioned[RunRecord]) -> bool:
+        """Remove the run, its own record last, so that a crash on the way leaves it to be found again."""
+        run_id = found.record.run_id
+        await self._logs.forget(run_id)
+        await self._state.store.purge(f"data.{run_id}.")
+        claims = [keys.claim(run_id, *numbers) for numbers, _ in self._state.view.claims_of(run_id)]
+        for key in (*claims, keys.run_input(run_id)):
+            await self._state.commit(Put(key, None))
+        try:
+            await self._state.commit(Put(keys.run(run_id), None, found.revision))
+        except RevisionConflict:
+            return False
+        return True
+
+
+def _made_at(run_id: str) -> datetime | None:
+    """When a UUIDv7 was made; None for any other id."""
+    try:
+        made = uuid.UUID(run_id)
+    except ValueError:
+        return None
+    return datetime.fromtimestamp((made.int >> 80) / 1000, UTC) if made.version == 7 else None
