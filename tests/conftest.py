@@ -17,6 +17,7 @@ import pytest
 
 from conveyor_runtime.bus import Bus, EmbeddedServer
 from conveyor_runtime.bus.streams import ensure_streams
+from conveyor_runtime.errors import BusError
 
 StartServer = Callable[..., Awaitable[EmbeddedServer]]
 
@@ -47,7 +48,16 @@ async def bus(nats_server: EmbeddedServer) -> AsyncIterator[Bus]:
     names = (await bus.api("STREAM.NAMES"))["streams"] or []
     for name in names:
         await bus.api(f"STREAM.DELETE.{name}")
-    await ensure_streams(bus)
+    # The server clears a deleted stream's files in the background, and refuses a new one of that name meanwhile.
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await ensure_streams(bus)
+                break
+            except BusError as exc:
+                if "error creating store" not in str(exc):
+                    raise
+                await asyncio.sleep(0.02)
     yield bus
     await bus.close()
 

@@ -263,6 +263,8 @@ class Committer:
 
     def _tick(self) -> None:
         """Look for what is overdue: attempts without an answer, and callers whose time is up."""
+        # First of all, so that nothing below can end the ticking: callers wait for it.
+        self._timer = self._loop.call_later(TICK, self._tick)
         now = time.monotonic()
         if overdue := self._flights.overdue():
             self._lost(overdue, f"no answer within {ATTEMPT:g} s")
@@ -277,8 +279,9 @@ class Committer:
         if self._waiting:
             self._waiting = deque(unit for unit in self._waiting if not unit.future.done())
         self._schedule()
-        busy = self._waiting or self._flights
-        self._timer = self._loop.call_later(TICK, self._tick) if busy else None
+        if not (self._waiting or self._flights):
+            self._timer.cancel()
+            self._timer = None
 
     def _too_late(self, unit: Unit) -> BusError:
         if unit.unknown:

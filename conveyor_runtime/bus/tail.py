@@ -154,11 +154,14 @@ class Tail:
                 try:
                     await self._tend()
                     backoff.reset()
-                except BusError as exc:
+                except Exception as exc:
                     if isinstance(exc, ApiError) and not self._consumer:
                         self._fail(exc)  # it never worked, so it is the request that is wrong
                         return
-                    log.warning("bus: cannot read %s: %s", self._stream, exc)
+                    if isinstance(exc, BusError):
+                        log.warning("bus: cannot read %s: %s", self._stream, exc)
+                    else:  # a reader that stands still for ever is worse than one that tries again
+                        log.exception("bus: reading %s failed", self._stream)
                     await asyncio.sleep(backoff.next())
                     continue
             try:

@@ -143,9 +143,11 @@ async def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     os.kill(pid, signal.SIGSTOP)  # an orphan that does not go yet still holds its data directory
     parent.kill()
     await parent.wait()
-    with (tmp_path / "lock").open("r+") as lock, pytest.raises(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.kill(pid, signal.SIGCONT)
+    try:
+        with (tmp_path / "lock").open("r+") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(pid, signal.SIGCONT)
     await gone(pid)
     successor = EmbeddedServer(tmp_path)  # the lock went with the orphan
     await successor.start()
