@@ -86,6 +86,7 @@ class RunStep(Model):
     message: str = ""
     exit_code: int | None = None
     node: str | None = None
+    instance: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     data: Any = None

@@ -14,7 +14,7 @@ from conveyor_runtime.store import View
 
 
 class StepView(BaseModel):
-    """One step of a run. `data` is what its driver reported."""
+    """One step of a run. `data` is what its driver reported, `instance` the process that works or worked on it."""
 
     id: str
     name: str
@@ -24,6 +24,7 @@ class StepView(BaseModel):
     message: str = ""
     exit_code: int | None = None
     node: str | None = None
+    instance: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     data: Any = None
@@ -96,6 +97,7 @@ def _describe_step(
         message=message,
         exit_code=state.exit_code,
         node=(claim.node if claim else None) or state.claimed_node or state.node,
+        instance=claim.instance if claim else state.instance,
         started_at=started,
         finished_at=state.finished_at,
         data=data.get(state.data_key, state.data) if state.data_key else state.data,
