@@ -110,14 +110,13 @@ async def add(document: Document, services: ServicesDep) -> str:
     if not is_name(line.runid):
         raise InvalidInput(f"runid: must be {NAME_RULE}", [Problem("/runid", f"must be {NAME_RULE}")])
     now = datetime.now(UTC)
-    # Without its number: readers take a number of a writer they know for a line they have seen.
     stored = line.model_copy(
         update={
-            "seq": None,
             "timestamp": line.timestamp or str(int(time.time())),
             "time": line.time or now.isoformat().replace("+00:00", "Z"),
         }
     )
+    # Without its number: readers take a number of a writer they know for a line they have seen.
     data = stored.model_dump_json(exclude={"seq"}).encode()
     await services.bus.publish(subjects.log(line.runid), data, msg_id=str(uuid_utils.uuid7()))
     metrics.LOG_LINES.inc()

@@ -103,6 +103,15 @@ async def test_body(world: World, path, body, content_type) -> None:
     check(answer, 400, None)
 
 
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("depth", [63, 200, 2000])
+async def test_nesting(world: World, depth: int) -> None:
+    """Refused at a depth of our own, before any encoder further down meets its own."""
+    body = b'{"name": "a", "resource": "nothing", "spec": {"x": ' + b"[" * depth + b"]" * depth + b"}}"
+    answer = await world.http.post("/resources", content=body, headers={"content-type": "application/json"})
+    check(answer, 400, "/spec/x" + "/0" * 62 if depth < 1000 else None)
+
+
 async def test_content_type_with_parameters_is_taken(world: World) -> None:
     for media_type in ("application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json"):
         body = orjson.dumps(GOOD)
