@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import uuid_utils
@@ -12,7 +13,15 @@ from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.settle import new_run_id, run_puts
 from conveyor_runtime.engine.validation import PIPELINE, SpecValidator, builtin_definition, check_size, parse
-from conveyor_runtime.errors import Conflict, InvalidInput, NotFound, Problem, RevisionConflict, Unprocessable
+from conveyor_runtime.errors import (
+    BusUnavailable,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Problem,
+    RevisionConflict,
+    Unprocessable,
+)
 from conveyor_runtime.models import (
     NAME_RULE,
     Entry,
@@ -26,6 +35,9 @@ from conveyor_runtime.models import (
 )
 from conveyor_runtime.models.message import META_OUTPUT, META_RESULT
 from conveyor_runtime.store import Put, Versioned, keys
+
+#: A write that took longer than this may have lost its run to the sweep, which waits a minute.
+_SLOW = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ class Intake:
             await self._forget_run(run, revision)
             found = await self._state.resource(draft.type, draft.name)
             raise (self._exists(found.record) if found else Conflict("it was created and deleted meanwhile")) from None
-        self._go_on(record, run)
+        await self._go_on(record, run)
         return Accepted(record, stored, run.run_id if run else "", created=True)
 
     async def update(self, draft: Draft, *, create_missing: bool = False) -> Accepted:
@@ -134,7 +146,7 @@ class Intake:
             except RevisionConflict:
                 found = await self._state.resource(draft.type, draft.name)
                 continue
-            self._go_on(record, run)
+            await self._go_on(record, run)
             return Accepted(record, stored[1], run.run_id if run else "")
         await self._forget_run(run, revision)
         raise Conflict(f"{draft.type}/{draft.name} was deleted meanwhile")
@@ -162,7 +174,7 @@ class Intake:
                 await self._forget_run(run, revision)
                 found = await self._state.resource(type_, name)
                 continue
-            self._go_on(record, run)
+            await self._go_on(record, run)
             return Deleted(run.run_id, stored, gone=False)
         raise NotFound(f"there is no {type_} named {name}")
 
@@ -316,9 +328,13 @@ class Intake:
         if run is not None:
             await self._state.commit(Put(keys.run(run.run_id), None, revision), Put(keys.run_input(run.run_id), None))
 
-    def _go_on(self, record: ResourceRecord, run: RunRecord | None) -> None:
+    async def _go_on(self, record: ResourceRecord, run: RunRecord | None) -> None:
         if run is None:
             return
+        if self._transitions.now() - run.created_at > _SLOW and await self._state.run(run.run_id) is None:
+            # This process stood still between its two writes, and a sweep took the run for one never accepted.
+            self._engine.settle(record.type, record.name)
+            raise BusUnavailable("the write took so long that its run was removed; try again")
         if record.active is not None and record.active.run_id == run.run_id:
             self._engine.start(run.run_id)
         if record.queue or record.deleting or run.status.terminal:

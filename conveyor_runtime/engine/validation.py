@@ -34,7 +34,10 @@ def parse(model: type[M], value: Any, what: str) -> M:
 
 def check_size(spec: Any) -> None:
     """Raises TooLarge for a spec above the limit."""
-    size = len(orjson.dumps(spec))
+    try:
+        size = len(orjson.dumps(spec))
+    except TypeError as error:
+        raise InvalidInput(f"the spec cannot be stored: {error}", [Problem("/spec", str(error))]) from None
     if size > MAX_SPEC:
         raise TooLarge(f"the spec is {size} bytes as JSON; at most {MAX_SPEC} are stored")
 

@@ -38,7 +38,10 @@ def parse_duration(value: Any) -> float:
         else:
             raise ValueError(f"{value!r} is no duration; write a number of seconds or 90s, 5m, 1h30m")
     else:
-        seconds = float(value)
+        try:
+            seconds = float(value)
+        except OverflowError:
+            seconds = float("inf")
     if not 0 < seconds <= _LONGEST:
         raise ValueError("a duration must be above 0 and at most a year")
     return seconds

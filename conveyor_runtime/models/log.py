@@ -49,10 +49,11 @@ class LogLine(Model):
         for text in (self.time, self.timestamp):
             try:
                 return datetime.fromtimestamp(float(text), UTC)
-            except ValueError:
+            except (ValueError, OverflowError, OSError):
                 pass
             try:
-                return datetime.fromisoformat(text)
+                at = datetime.fromisoformat(text)
             except ValueError:
                 continue
+            return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
         return None

@@ -38,7 +38,12 @@ class DriverMessage(Model):
     @field_validator("payload", mode="before")
     @classmethod
     def _payload_as_text(cls, value: Any) -> Any:
-        return value if isinstance(value, str) else orjson.dumps(value).decode()
+        if isinstance(value, str):
+            return value
+        try:
+            return orjson.dumps(value).decode()
+        except TypeError as error:
+            raise ValueError(f"the payload cannot be kept: {error}") from None
 
 
 class DriverResultEvent(Model):

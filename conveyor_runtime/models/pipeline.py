@@ -23,6 +23,14 @@ class Step(Model):
     driver: Name
     timeout: Duration | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_id(cls, value: Any) -> Any:
+        # Go writes a field it was never given as an empty string.
+        if isinstance(value, dict) and value.get("id") in ("", None):
+            return {key: val for key, val in value.items() if key != "id"}
+        return value
+
 
 class PipelineSpec(Model):
     """The spec of a resource of the built-in type `pipeline`.

@@ -7,18 +7,17 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from conveyor_runtime.bus import Bus, Committer, Delivery, subjects
+from conveyor_runtime.bus import Bus, Committer, Delivery
 from conveyor_runtime.config import DriverSettings
-from conveyor_runtime.errors import InfrastructureError, RevisionConflict, TerminalError
+from conveyor_runtime.errors import InfrastructureError, RevisionConflict
 from conveyor_runtime.models import Claim, Resource, Status, StepResult, utc_now
-from conveyor_runtime.models.message import H_REASON
 from conveyor_runtime.orchestra import Orchestra
 from conveyor_runtime.reconcile import outcome
 from conveyor_runtime.reconcile.context import RunContext
@@ -29,7 +28,7 @@ from conveyor_runtime.reconcile.logger import DriverLogger
 from conveyor_runtime.reconcile.outcome import Outcome
 from conveyor_runtime.reconcile.publish import publish_result
 from conveyor_runtime.reconcile.work import UndecodableError, Work, decode, payload_of, unreadable
-from conveyor_runtime.store import Put, State, keys
+from conveyor_runtime.store import Put, State, keep_dead_letter, keys
 from conveyor_runtime.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -42,6 +41,9 @@ HEARTBEAT = 10.0
 
 #: A dispatch older than this is checked against its run before it is claimed: its claims may be purged.
 _OLD = timedelta(minutes=30)
+
+#: Seconds a worker that gives up its attempt waits for the last lines of its log to be stored.
+_LAST_LINES = 2.0
 
 #: Seconds until a dispatch that another worker seems to hold is looked at again.
 _BUSY_RETRY = 5.0
@@ -118,6 +120,7 @@ class Dispatch:
         try:
             result = refusal or await self._reconcile(job, logger, node)
             if result is None:
+                await _flush_soon(logger)
                 await self._give_up(work, job.stop_why)
                 await delivery.nak(_BUSY_RETRY)
                 return
@@ -126,6 +129,7 @@ class Dispatch:
             await delivery.ack()
         except StuckError as stuck:
             logger.error(str(stuck))
+            await _flush_soon(logger)
             await self._give_up(work, stuck.why)
             deps.stuck()
         finally:
@@ -196,7 +200,8 @@ class Dispatch:
             return work.node, None
         try:
             return deps.orchestra.pick(deps.driver.backend_of(work.resource)).node, None
-        except TerminalError as error:
+        except Exception as error:  # noqa: BLE001
+            # `backend_of` is user code: whatever it raises is said in the result, or its dispatch comes back for ever.
             return deps.node, outcome.of_exception(error)
 
     async def _reconcile(self, job: Job, logger: DriverLogger, node: str) -> Outcome | None:
@@ -272,6 +277,7 @@ class Dispatch:
             await delivery.ack()
         except StuckError as stuck:
             logger.error(str(stuck))
+            await _flush_soon(logger)
             self.deps.stuck()
         finally:
             await logger.close()
@@ -279,15 +285,14 @@ class Dispatch:
     async def _refuse(self, delivery: Delivery, reason: str) -> None:
         """Keep a copy with the reason, end the attempt it names, if any, and take the message out of the way."""
         log.error("a message on %s cannot be worked on and is kept as a dead letter: %s", delivery.subject, reason)
-        await self.deps.bus.publish(
-            subjects.dead_letter("dispatch"),
+        await keep_dead_letter(
+            self.deps.bus,
+            "dispatch",
             delivery.data,
             msg_id=f"dispatch.{delivery.stream_seq}",
-            headers={
-                **{key: value for key, value in delivery.headers.items() if key.startswith("Cv-")},
-                H_REASON: reason.replace("\n", " "),
-                "Cv-Subject": delivery.subject,
-            },
+            reason=reason,
+            subject=delivery.subject,
+            headers={key: value for key, value in delivery.headers.items() if key.startswith("Cv-")},
         )
         work = unreadable(delivery)
         if work is not None:
@@ -295,6 +300,13 @@ class Dispatch:
             complete = self._complete(work, result, self.deps.node, utc_now())
             await publish_result(self.deps.bus, self.deps.results, work, complete)
         await delivery.term(reason)
+
+
+async def _flush_soon(logger: DriverLogger) -> None:
+    """Store what has been logged, if the bus takes it at once: who hands over must not be late for that."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_LINES):
+            await logger.flush()
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel
@@ -69,7 +69,8 @@ class Driver:
     @cached_property
     def is_async(self) -> bool:
         """Whether reconcile is a coroutine function; a sync one runs in a thread."""
-        return inspect.iscoroutinefunction(inspect.unwrap(self.reconcile))
+        called = getattr(self.reconcile, "__call__", None)  # noqa: B004 - an object may be called, too
+        return any(map(inspect.iscoroutinefunction, (self.reconcile, inspect.unwrap(self.reconcile), called)))
 
     @cached_property
     def takes_context(self) -> bool:
@@ -78,9 +79,20 @@ class Driver:
 
     @cached_property
     def payload_type(self) -> type[str] | type[Resource[Any]]:
-        """`str`, or the `Resource` type the payload is decoded to."""
-        hint = get_type_hints(self.reconcile).get(self._parameters[0].name, str)
-        if hint is str or hint is inspect.Parameter.empty:
+        """`str`, or the `Resource` type the payload is decoded to. Raises ConfigError."""
+        annotated = self.reconcile
+        while isinstance(annotated, partial):
+            annotated = annotated.func
+        if not inspect.isroutine(annotated):
+            annotated = getattr(annotated, "__call__")  # noqa: B004, B009 - the function behind an object
+        try:
+            hint = get_type_hints(annotated).get(self._parameters[0].name, str)
+        except NameError as error:
+            raise ConfigError(
+                f"driver {self.name}: the annotations of reconcile cannot be read: {error}; they must name what its"
+                " module knows"
+            ) from None
+        if hint is str:
             return str
         if isinstance(hint, type) and issubclass(hint, Resource):
             return hint

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from conveyor_runtime.errors import ConveyorError
 from conveyor_runtime.models import Resource, Status
 from conveyor_runtime.reconcile import outcome
 from conveyor_runtime.reconcile.context import RunContext
@@ -40,6 +41,11 @@ class StuckError(Exception):
     def __init__(self, why: Stop) -> None:
         super().__init__(f"it did not stop when it should ({why})")
         self.why = why
+
+
+def _escaping(error: BaseException) -> RuntimeError:
+    """What stands for an exception that asyncio would not carry: one would end the process, the other never arrive."""
+    return RuntimeError(f"reconcile raised {type(error).__name__}: {error}")
 
 
 @dataclass
@@ -97,10 +103,19 @@ class Invocation:
         arguments = (self.payload, self.context.event, self.context.run_id, self.logger)
         keywords = {"context": self.context} if self.driver.takes_context else {}
         if self.driver.is_async:
-            return await self.driver.reconcile(*arguments, **keywords)
-        run = contextvars.copy_context().run
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.executor, lambda: run(self.driver.reconcile, *arguments, **keywords))
+            try:
+                return await self.driver.reconcile(*arguments, **keywords)
+            except SystemExit as error:
+                raise _escaping(error) from error
+        context = contextvars.copy_context()
+
+        def call() -> object:
+            try:
+                return context.run(self.driver.reconcile, *arguments, **keywords)
+            except (SystemExit, StopIteration) as error:
+                raise _escaping(error) from error
+
+        return await asyncio.get_running_loop().run_in_executor(self.executor, call)
 
     def _of(self, call: asyncio.Future[object]) -> Outcome:
         """The outcome of a call that ended by itself."""
@@ -110,7 +125,9 @@ class Invocation:
         if error is None:
             return outcome.of_return(call.result())
         result = outcome.of_exception(error)
-        if result.retryable:
+        if isinstance(error, ConveyorError):
+            self.logger.error(result.message)
+        else:
             self.logger.error(outcome.where(error))
         return result
 

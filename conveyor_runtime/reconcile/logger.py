@@ -25,6 +25,10 @@ Level = Literal["debug", "info", "warning", "error"]
 #: Characters of one stored line; longer text is split.
 _MAX_LINE = 16 * 1024
 
+#: Characters of a label, and labels of a line; more is cut, as a line must fit into a message.
+_MAX_LABEL = 1000
+_MOST_LABELS = 50
+
 #: Lines in one commit.
 _CHUNK = 200
 
@@ -61,6 +65,7 @@ class DriverLogger:
         self._place = {"step": step, "attempt": attempt, "takeover": takeover}
         self._id = f"log.{run_id}.{step or driver}.{attempt}.{takeover}"
         self._redactor = Redactor()
+        self._writers: list[LineWriter] = []
         self._lock = threading.Lock()
         self._seq = 0
         self._waiting: deque[tuple[int, bytes]] = deque()
@@ -110,12 +115,16 @@ class DriverLogger:
 
     def stream(self, name: Literal["stdout", "stderr"] = "stdout") -> LineWriter:
         """A text file whose lines become lines: for `print(..., file=...)`."""
-        return LineWriter(self, name)
+        writer = LineWriter(self, name)
+        self._writers.append(writer)
+        return writer
 
     # -- what the runtime calls ----------------------------------------------------------------------------------
 
     async def flush(self) -> None:
-        """Until every line so far is stored."""
+        """Until every line so far is stored, also what a stream holds that has no line end yet."""
+        for writer in self._writers:
+            writer.close()
         while self._waiting:
             self._stored.clear()
             await self._stored.wait()
@@ -127,8 +136,11 @@ class DriverLogger:
             await asyncio.wait({self._pump})
 
     def _put(self, text: str, level: str, stream: str, labels: Mapping[str, object]) -> None:
-        text = self._redactor.mask(text)
-        named = {key: self._redactor.mask(str(value)) for key, value in labels.items()}
+        text = _utf8(self._redactor.mask(text))
+        named = {
+            _utf8(str(key))[:_MAX_LABEL]: _utf8(self._redactor.mask(str(value)))[:_MAX_LABEL]
+            for key, value in list(labels.items())[:_MOST_LABELS]
+        }
         for piece in _pieces(text):
             with self._lock:
                 self._seq += 1
@@ -221,6 +233,11 @@ class _Handler(logging.Handler):
         name = {"CRITICAL": "error", "WARN": "warning"}.get(record.levelname, record.levelname.lower())
         level = name if name in ("debug", "info", "warning", "error") else "info"
         self._logger._put(self.format(record), level, "", {"logger": record.name})
+
+
+def _utf8(text: str) -> str:
+    """`text` without halves of characters, such as a file name that is no UTF-8 leaves behind."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _pieces(text: str) -> Iterator[str]:

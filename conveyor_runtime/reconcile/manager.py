@@ -49,6 +49,7 @@ class DriverManager:
     """
 
     def __init__(self, driver: Driver, settings: DriverSettings, deps: ManagerDeps) -> None:
+        _ = driver.payload_type  # a bad annotation is said now, not at the first delivery
         self._driver = driver
         self._settings = settings
         self._deps = deps

@@ -24,6 +24,9 @@ from conveyor_runtime.models import DriverResult, Status
 #: Bytes of a result's data as JSON, at most.
 MAX_DATA = 64 * 1024
 
+#: Seconds a driver may put off its next run.
+_LONGEST_REQUEUE = 366 * 86400.0
+
 #: Characters of a message, at most: it lies in the run record.
 _MAX_MESSAGE = 1000
 
@@ -47,12 +50,11 @@ def of_return(value: object) -> Outcome:
     if not isinstance(value, DriverResult):
         kind = type(value).__name__
         return Outcome(Status.ERROR, f"reconcile returned a {kind}; it must return a DriverResult or None")
-    try:
-        size = len(orjson.dumps(value.data)) if value.data is not None else 0
-    except TypeError as error:
-        return Outcome(Status.ERROR, f"the result's data is no JSON: {error}")
-    if size > MAX_DATA:
-        return Outcome(Status.ERROR, f"the result's data is {size} bytes; at most {MAX_DATA} are kept")
+    if (wrong := _wrong_with(value.data)) is not None:
+        return Outcome(Status.ERROR, wrong)
+    again = value.requeue_after
+    if again is not None and not 0 <= again <= _LONGEST_REQUEUE:
+        return Outcome(Status.ERROR, f"requeue_after is {again}; it must be seconds from 0 to a year")
     status = Status.SUCCEEDED if value.success else Status.FAILED
     return Outcome(status, _short(value.message), value.data, requeue_after=value.requeue_after)
 
@@ -60,6 +62,11 @@ def of_return(value: object) -> Outcome:
 def of_exception(error: BaseException) -> Outcome:
     """The outcome of a reconcile that raised."""
     message = _short(str(error) or type(error).__name__)
+    if isinstance(error, TaskError) and (wrong := _wrong_with(error.data)) is not None:
+        # How it failed counts more than the data that came with it.
+        error.data, message = None, _short(f"{message} ({wrong})")
+    if isinstance(error, TaskError) and not isinstance(error.exit_code, int):
+        error.exit_code = None
     match error:
         case TaskTimedOut():
             return Outcome(Status.TIMED_OUT, message, error.data, error.exit_code)
@@ -88,5 +95,16 @@ def where(error: BaseException) -> str:
     return "".join(traceback.format_exception(error)).rstrip()
 
 
+def _wrong_with(data: object) -> str | None:
+    """Why a result's data cannot be kept; None if it can."""
+    try:
+        size = len(orjson.dumps(data)) if data is not None else 0
+    except TypeError as error:
+        return f"the result's data is no JSON: {error}"
+    return f"the result's data is {size} bytes; at most {MAX_DATA} are kept" if size > MAX_DATA else None
+
+
 def _short(message: str) -> str:
+    # A file name that is no UTF-8 leaves halves of characters behind, which no JSON can hold.
+    message = message.encode("utf-8", "replace").decode()
     return message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 3] + "..."

@@ -10,7 +10,7 @@ import orjson
 from pydantic import ValidationError
 
 from conveyor_runtime.bus import Delivery
-from conveyor_runtime.models import DriverMessage, Resource, StepResult
+from conveyor_runtime.models import DriverMessage, Resource, StepResult, is_name, parse_duration
 from conveyor_runtime.models.message import H_ATTEMPT, H_RUN, H_STEP, H_TAKEOVER, H_TIMEOUT
 from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.outcome import Outcome
@@ -65,17 +65,22 @@ def decode(delivery: Delivery) -> Work:
     headers = delivery.headers
     try:
         message = DriverMessage.model_validate_json(delivery.data)
-        resource = Resource[Any].model_validate_json(message.payload)
+        # Strictly, because the payload goes back as it came: it must be JSON for everybody.
+        resource = Resource[Any].model_validate(orjson.loads(message.payload))
         attempt, takeover = int(headers.get(H_ATTEMPT, "0")), int(headers.get(H_TAKEOVER, "0"))
-        timeout = float(headers[H_TIMEOUT]) if H_TIMEOUT in headers else None
+        timeout = parse_duration(headers[H_TIMEOUT]) if H_TIMEOUT in headers else None
     except (ValidationError, ValueError) as error:
-        raise UndecodableError(str(error).splitlines()[0]) from None
-    run_id = headers.get(H_RUN, message.run_id)
+        raise UndecodableError((str(error).splitlines() or ["it cannot be read"])[0]) from None
+    run_id, step = headers.get(H_RUN, message.run_id), headers.get(H_STEP, "")
     if not run_id or not resource.resource:
         raise UndecodableError("it names no run or no resource type")
+    if not is_name(run_id):
+        raise UndecodableError(f"{run_id[:140]!r} is no run id")
+    if attempt < 0 or takeover < 0 or (attempt > 0 and not is_name(step)):
+        raise UndecodableError("it names no step, attempt and takeover that there could be")
     return Work(
         run_id=run_id,
-        step=headers.get(H_STEP, ""),
+        step=step,
         attempt=attempt,
         takeover=takeover,
         timeout=timeout,
@@ -92,6 +97,8 @@ def unreadable(delivery: Delivery) -> Work | None:
         attempt, takeover = int(headers[H_ATTEMPT]), int(headers[H_TAKEOVER])
         run_id, step = headers[H_RUN], headers[H_STEP]
     except (KeyError, ValueError):
+        return None
+    if not (is_name(run_id) and is_name(step) and attempt > 0 and takeover >= 0):
         return None
     nothing = DriverMessage(payload="{}", run_id=run_id)
     return Work(run_id, step, attempt, takeover, None, None, nothing, Resource[Any]())

@@ -34,6 +34,11 @@ _MODELS: dict[str, type[Model]] = {
     "definition": ResourceDefinition,
 }
 
+#: Parts of a key after its kind, where they are not one: a key that somebody else made must not stop the view.
+_PARTS = {"resource": 2, "claim": 4}
+
+_TERMINAL = {status.value.encode() for status in Status if status.terminal}
+
 _RUN_STATUS = re.compile(rb'"status":"(\w+)"')
 
 #: Called with the kind of key (`run`, `claim`, ...) and the rest of the key's parts.
@@ -121,7 +126,7 @@ class View:
         kind, *rest = change.key.split(".")
         parts = tuple(rest)
         records = self._kinds.get(kind)
-        if records is None:
+        if records is None or len(parts) != _PARTS.get(kind, 1):
             return
         known = records.get(parts)
         if (known and known.revision >= change.revision) or self._deleted.get((kind, parts), 0) >= change.revision:
@@ -156,7 +161,7 @@ class View:
 
     def _index_run(self, run_id: str, value: bytes | None) -> None:
         status = _RUN_STATUS.search(value) if value is not None else None
-        if status is not None and not Status(status[1].decode()).terminal:
+        if status is not None and status[1] not in _TERMINAL:
             self.live_runs.add(run_id)
         else:
             self.live_runs.discard(run_id)
