@@ -1,0 +1,210 @@
+"""What a resource owes, as tables; and two engines settling one resource at once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from conveyor_runtime.engine.planner import Fleet
+from conveyor_runtime.engine.settle import Settler, next_record, run_puts, superseded
+from conveyor_runtime.engine.transitions import Transitions
+from conveyor_runtime.models import Entry, Resource, ResourceRecord, RunRecord, Status
+from conveyor_runtime.store import MemoryStore, Put, State, View, keys
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+SOON, PAST = NOW + timedelta(hours=1), NOW - timedelta(hours=1)
+
+
+def entry(text: str) -> Entry:
+    """`update2` = an update of generation 2; `create1+` = one that is due later, `create1-` one that is due."""
+    due = {"+": SOON, "-": PAST}.get(text[-1])
+    event, generation = text.rstrip("+-")[:-1], int(text.rstrip("+-")[-1])
+    return Entry(run_id=text, event=event, generation=generation, due=due)
+
+
+def owing(active: str, *queue: str, **fields: Any) -> ResourceRecord:
+    return ResourceRecord(
+        id="i",
+        type="thing",
+        name="one",
+        created_at=NOW,
+        updated_at=NOW,
+        active=entry(active) if active else None,
+        queue=tuple(map(entry, queue)),
+        **fields,
+    )
+
+
+def run_of(run_id: str, status: Status = Status.SUCCEEDED, **fields: Any) -> RunRecord:
+    base: dict[str, Any] = {"type": "thing", "name": "one", "event": "create", "generation": 1, "created_at": NOW}
+    return RunRecord(run_id=run_id, status=status, **{**base, **fields})
+
+
+@pytest.mark.parametrize(
+    ("record", "keep_all", "expected"),
+    [
+        (owing("create1", generation=1), False, {}),
+        (owing("create1", "update2", generation=2), False, {}),
+        (owing("create1", "update2", "update3", generation=3), False, {"update2": "update3"}),
+        (owing("create1", "update2", "update3", generation=3), True, {}),
+        (owing("create1", "create1+", "update2", generation=2), False, {"create1+": "update2"}),
+        (owing("create1", "create1+", "update2", generation=2), True, {"create1+": "update2"}),
+        (owing("update2", "create1+", generation=2), False, {"create1+": "update2"}),
+        (owing("update2", "create1-", generation=2), True, {"create1-": "update2"}),
+        (owing("", "create1+", generation=2), False, {"create1+": "generation 2"}),
+        (owing("update2", "update2+", "resync2+", generation=2), False, {}),
+        (owing("update2", "resync1+", generation=2), False, {"resync1+": "update2"}),
+        (owing("update2", "update3", "delete3", deleting=True, generation=3), True, {"update3": "delete3"}),
+        (owing("delete3", "update2+", deleting=True, generation=3), False, {"update2+": "delete3"}),
+        (owing("", "delete3+", deleting=True, generation=3), False, {}),
+    ],
+)
+def test_what_is_superseded_and_by_what(record: ResourceRecord, keep_all: bool, expected: dict[str, str]) -> None:
+    """Rules 2 and 3."""
+    found = {it.run_id: reason for it, reason in superseded(record, keep_all)}
+    assert found == {run_id: f"superseded by {by}" for run_id, by in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("record", "ended", "active", "queue"),
+    [
+        (owing("create1", "update2"), [], "create1", ["update2"]),
+        (owing("create1", "update2"), ["create1"], "update2", []),
+        (owing("create1"), ["create1"], None, []),
+        (owing("create1", "update2", "update3"), ["update2"], "create1", ["update3"]),
+        (owing("create1", "update2", "update3"), ["create1", "update2"], "update3", []),
+        (owing("", "create1+"), [], None, ["create1+"]),
+        (owing("", "create1-"), [], "create1-", []),
+        (owing("", "create1+", "update2"), [], "update2", ["create1+"]),
+        (owing("create1", "create1-", "update2"), ["create1"], "create1-", ["update2"]),
+    ],
+)
+def test_what_comes_next(record: ResourceRecord, ended: list[str], active: str | None, queue: list[str]) -> None:
+    """Rule 2."""
+    after = next_record(record, {run_id: run_of(run_id) for run_id in ended}, NOW)
+    assert (after.active and after.active.run_id, [it.run_id for it in after.queue]) == (active, queue)
+    if not ended and after.active == record.active:
+        assert after is record
+
+
+@pytest.mark.parametrize(
+    ("active", "status", "observed"),
+    [("update2", Status.SUCCEEDED, 2), ("update2", Status.FAILED, 0), ("delete2", Status.SUCCEEDED, 0)],
+)
+def test_what_an_ended_run_leaves_in_the_record(active: str, status: Status, observed: int) -> None:
+    after = next_record(owing(active), {active: run_of(active, status)}, NOW)
+    assert (after.last_run, after.observed_generation) == (active, observed)
+
+
+def test_a_large_resource_lies_in_a_key_of_its_own() -> None:
+    small = run_of("r", resource=Resource(name="one", spec={"a": 1}))
+    large = run_of("r", resource=Resource(name="one", spec={"a": "x" * 5000}))
+    assert [put.key for put in run_puts(small)] == ["run.r"]
+    [first, second] = run_puts(large)
+    assert (first.key, second.key, second.record) == ("input.r", "run.r", large.model_copy(update={"resource": None}))
+
+
+class World:
+    """Settlers over one store, each with a view of its own, as in two engines."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.started: list[str] = []
+        self.waits: list[float] = []
+
+    async def settler(self) -> tuple[Settler, State]:
+        view = View(self.store)
+        await view.start()
+        state = State(self.store, view)
+        transitions = Transitions(state, cast(Any, SimpleNamespace()), Fleet, lambda: NOW)
+        return (
+            Settler(
+                transitions,
+                start=self.started.append,
+                cancelled=lambda run: None,
+                later=lambda type_, name, seconds: self.waits.append(seconds),
+            ),
+            state,
+        )
+
+    async def put(self, *puts: Put) -> None:
+        await State(self.store).commit(*puts)
+
+    async def record(self) -> ResourceRecord:
+        found = await State(self.store).resource("thing", "one")
+        assert found is not None
+        return found.record
+
+    async def stored_runs(self) -> set[str]:
+        return {stored.key for stored in await self.store.list("run.")}
+
+
+def ended_asking(**fields: Any) -> RunRecord:
+    return run_of("create1", requeue_after=60.0, finished_at=NOW, resource=Resource(name="one"), **fields)
+
+
+async def test_a_requeue_is_written_once_whoever_settles() -> None:
+    """Rule 2: two engines may settle the same resource at the same moment."""
+    world = World()
+    await world.put(Put(keys.run("create1"), ended_asking()), Put(keys.resource("thing", "one"), owing("create1")))
+    one, _ = await world.settler()
+    other, stale = await world.settler()
+    await stale.view.stop()  # from here on it knows only what was
+    await one.settle("thing", "one")
+    await other.settle("thing", "one")
+    record = await world.record()
+    assert record.active is None
+    [again] = record.queue
+    assert (again.event, again.due) == ("create", NOW + timedelta(seconds=60))
+    assert world.waits[0] == 60.0
+
+
+async def test_a_requeue_of_an_older_generation_is_superseded_unmade() -> None:
+    """Rule 2."""
+    world = World()
+    newer = run_of("update2", Status.ACCEPTED, generation=2)
+    record = owing("create1", "update2", generation=2)
+    await world.put(Put(keys.run("create1"), ended_asking()), Put(keys.run("update2"), newer))
+    await world.put(Put(keys.resource("thing", "one"), record))
+    settler, _ = await world.settler()
+    await settler.settle("thing", "one")
+    after = await world.record()
+    assert (after.active, after.queue) == (entry("update2"), ())
+    assert world.started == ["update2"]
+
+
+async def test_a_cancelled_run_is_not_requeued() -> None:
+    world = World()
+    await world.put(Put(keys.run("create1"), ended_asking().model_copy(update={"status": Status.CANCELLED})))
+    await world.put(Put(keys.resource("thing", "one"), owing("create1")))
+    settler, _ = await world.settler()
+    await settler.settle("thing", "one")
+    assert (await world.record()).entries == ()
+
+
+async def test_a_run_that_is_named_but_not_stored_holds_nothing_up() -> None:
+    world = World()
+    await world.put(Put(keys.run("update2"), run_of("update2", Status.ACCEPTED)))
+    await world.put(Put(keys.resource("thing", "one"), owing("create1", "update2", generation=1)))
+    settler, _ = await world.settler()
+    await settler.settle("thing", "one")
+    assert (await world.record()).active == entry("update2")
+
+
+async def test_a_superseded_run_ends_before_it_leaves_the_queue() -> None:
+    """Rule 2."""
+    world = World()
+    for run_id in ("create1", "update2", "update3"):
+        status = Status.RUNNING if run_id == "create1" else Status.ACCEPTED
+        await world.put(Put(keys.run(run_id), run_of(run_id, status, plan=())))
+    await world.put(Put(keys.resource("thing", "one"), owing("create1", "update2", "update3", generation=3)))
+    settler, state = await world.settler()
+    await settler.settle("thing", "one")
+    ended = await state.run("update2")
+    assert ended is not None
+    assert (ended.record.status, ended.record.reason) == (Status.CANCELLED, "superseded by update3")
+    after = await world.record()
+    assert (after.active, after.queue) == (entry("create1"), (entry("update3"),))
