@@ -28,7 +28,7 @@ def _view(definition: ResourceDefinition) -> DefinitionView:
 @router.post("/resource-definitions", status_code=201, **takes(ResourceDefinition))
 async def create(document: Document, services: ServicesDep, response: Response) -> DefinitionView:
     """Create a definition."""
-    stored, revision = await services.intake.write_definition(_definition(document), may_exist=False)
+    stored, revision = await services.intake.definitions.write(_definition(document), may_exist=False)
     response.headers.update(revision_header(revision))
     return _view(stored)
 
@@ -36,7 +36,7 @@ async def create(document: Document, services: ServicesDep, response: Response) 
 @router.post("/resource-definitions/apply", status_code=201, **takes(ResourceDefinition))
 async def apply(document: Document, services: ServicesDep, response: Response) -> DefinitionView:
     """Create a definition or replace it; 201 either way, as Conveyor answers."""
-    stored, revision = await services.intake.write_definition(_definition(document), may_exist=True)
+    stored, revision = await services.intake.definitions.write(_definition(document), may_exist=True)
     response.headers.update(revision_header(revision))
     return _view(stored)
 
@@ -63,7 +63,7 @@ async def read(name: ObjectName, services: ServicesDep) -> DefinitionView:
 async def update(name: ObjectName, document: Document, services: ServicesDep, response: Response) -> DefinitionView:
     """Replace a definition."""
     definition = _definition(same_as_path(document, name=name))
-    stored, revision = await services.intake.write_definition(definition, may_exist=True, must_exist=True)
+    stored, revision = await services.intake.definitions.write(definition, may_exist=True, must_exist=True)
     response.headers.update(revision_header(revision))
     return _view(stored)
 
@@ -71,5 +71,5 @@ async def update(name: ObjectName, document: Document, services: ServicesDep, re
 @router.delete("/resource-definitions/{name}", status_code=204, response_class=Response)
 async def delete(name: ObjectName, services: ServicesDep) -> Response:
     """Delete a definition; resources of its type stay."""
-    revision = await services.intake.delete_definition(name)
+    revision = await services.intake.definitions.delete(name)
     return Response(status_code=204, headers=revision_header(revision))

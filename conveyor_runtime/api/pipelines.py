@@ -12,7 +12,7 @@ from conveyor_runtime.api.documents import Document
 from conveyor_runtime.api.openapi import takes
 from conveyor_runtime.api.resources import remove
 from conveyor_runtime.api.shapes import Deleting, PipelineDraft, PipelineView, WrittenPipeline
-from conveyor_runtime.engine.intake import Accepted, Draft
+from conveyor_runtime.engine import Accepted, Draft
 from conveyor_runtime.engine.validation import PIPELINE, parse
 from conveyor_runtime.errors import InvalidInput, NotFound, Problem
 from conveyor_runtime.models import NAME_RULE, PipelineSpec, is_name

@@ -29,7 +29,7 @@ from conveyor_runtime.api.shapes import (
     UpdatedResource,
     Written,
 )
-from conveyor_runtime.engine.intake import Draft
+from conveyor_runtime.engine import Draft
 from conveyor_runtime.engine.validation import parse
 from conveyor_runtime.errors import InvalidInput, NotFound, Problem
 from conveyor_runtime.models import is_name

@@ -16,7 +16,7 @@ import pipelines
 from conveyor_runtime.bus import EmbeddedServer
 from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
 from conveyor_runtime.daemon.control import Control, connect, control_plane
-from conveyor_runtime.engine.intake import Draft, Intake
+from conveyor_runtime.engine import Draft, Intake
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.child import Child
 from conveyor_runtime.models import ResourceDefinition
@@ -101,7 +101,7 @@ async def register_shipped(intake: Intake) -> None:
     """The definitions and pipelines that ship; what is there already in this form stays untouched."""
     for name in pipelines.definitions():
         definition = ResourceDefinition.model_validate(pipelines.definition(name))
-        await intake.write_definition(definition, may_exist=True)
+        await intake.definitions.write(definition, may_exist=True)
     for name in pipelines.pipelines():
         document = pipelines.pipeline(name)
         spec = {key: value for key, value in document.items() if key != "name"}

@@ -6,7 +6,8 @@ Any number of engines may work on one bus: each transition is one compare-and-se
 
 from conveyor_runtime.engine.describe import describe_run
 from conveyor_runtime.engine.dispatcher import Dispatcher
+from conveyor_runtime.engine.drafts import Draft
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.intake import Accepted, Deleted, Intake
 
-__all__ = ["Accepted", "Deleted", "Dispatcher", "Engine", "Intake", "describe_run"]
+__all__ = ["Accepted", "Deleted", "Dispatcher", "Draft", "Engine", "Intake", "describe_run"]

@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from weakref import WeakValueDictionary
 
 import uuid_utils
 
 from conveyor_runtime.engine import planner
+from conveyor_runtime.engine.definitions import Definitions
+from conveyor_runtime.engine.drafts import Draft, DraftChecker
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.settle import new_run_id, run_puts
-from conveyor_runtime.engine.validation import PIPELINE, SpecValidator, builtin_definition, check_size, parse
+from conveyor_runtime.engine.validation import PIPELINE
 from conveyor_runtime.errors import (
     BusUnavailable,
     Conflict,
-    InvalidInput,
     NotFound,
-    Problem,
     RevisionConflict,
-    Unprocessable,
 )
 from conveyor_runtime.models import (
-    NAME_RULE,
     Entry,
-    PipelineSpec,
     PlannedStep,
-    ResourceDefinition,
     ResourceRecord,
     RunRecord,
     Status,
-    is_name,
 )
-from conveyor_runtime.models.message import META_OUTPUT, META_RESULT
-from conveyor_runtime.store import Put, Versioned, keys
+from conveyor_runtime.store import Put, keys
 
 #: A write that took longer than this may have lost its run to the sweep, which waits a minute.
 _SLOW = timedelta(seconds=30)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A resource as a client wrote it. `metadata` None = left out: what is stored stays."""
-
-    type: str
-    name: str
-    spec: Any
-    pipeline: str | None = None
-    metadata: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,13 +61,20 @@ class Intake:
         self._engine = engine
         self._state = engine.state
         self._transitions = engine.transitions
-        self._validator = SpecValidator()
+        self.definitions = Definitions(engine.state)
+        self._drafts = DraftChecker(engine.state, self.definitions)
+        # Within one process, writers of one resource wait for each other instead of undoing each other's work.
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     # -- resources -----------------------------------------------------------------------------------------------
 
     async def create(self, draft: Draft) -> Accepted:
         """Store a new resource and its first run. Raises InvalidInput, Unprocessable, Conflict, TooLarge."""
-        draft, plan = await self._check(draft)
+        async with self._lock(draft.type, draft.name):
+            return await self._create(draft)
+
+    async def _create(self, draft: Draft) -> Accepted:
+        draft, plan = await self._drafts.check(draft)
         if self._state.view.resource(draft.type, draft.name) is not None:
             # Another engine may have removed it a moment ago, so only the store can say no.
             known = await self._state.resource(draft.type, draft.name)
@@ -104,12 +94,10 @@ class Intake:
         run = self._new_run(record, "create", plan)
         record = _owe(record, run)
         revision = await self._write_run(run)
-        try:
-            [stored] = await self._state.commit(Put(keys.resource(draft.type, draft.name), record, 0))
-        except RevisionConflict:
-            await self._forget_run(run, revision)
+        stored = await self._write(record, run, revision, Put(keys.resource(draft.type, draft.name), record, 0))
+        if stored is None:
             found = await self._state.resource(draft.type, draft.name)
-            raise (self._exists(found.record) if found else Conflict("it was created and deleted meanwhile")) from None
+            raise self._exists(found.record) if found else Conflict("it was created and deleted meanwhile")
         await self._go_on(record, run)
         return Accepted(record, stored, run.run_id if run else "", created=True)
 
@@ -118,64 +106,59 @@ class Intake:
 
         `create_missing` creates it where there is none (apply).
         """
+        async with self._lock(draft.type, draft.name):
+            return await self._update(draft, create_missing)
+
+    async def _update(self, draft: Draft, create_missing: bool) -> Accepted:
         found = await self._state.resource(draft.type, draft.name)
         if found is None:
             if create_missing:
-                return await self.create(draft)
+                return await self._create(draft)
             raise NotFound(f"there is no {draft.type} named {draft.name}")
-        draft, plan = await self._check(draft)
-        run: RunRecord | None = None
-        revision = 0
+        draft, plan = await self._drafts.check(draft)
         while found is not None:
             old = found.record
             if old.deleting:
                 raise Conflict(f"{draft.type}/{draft.name} is being deleted")
             record, makes_run = self._changed(old, draft)
             if record is old:
-                await self._forget_run(run, revision)
                 return Accepted(old, found.revision, changed=False)
-            await self._forget_run(run, revision)
             run = self._new_run(record, "update", plan) if makes_run else None
             record = _owe(record, run)
             revision = await self._write_run(run)
             version = Put(keys.version(old.id, old.revision), old.as_resource())
-            try:
-                stored = await self._state.commit(
-                    version, Put(keys.resource(draft.type, draft.name), record, found.revision)
-                )
-            except RevisionConflict:
-                found = await self._state.resource(draft.type, draft.name)
-                continue
-            await self._go_on(record, run)
-            return Accepted(record, stored[1], run.run_id if run else "")
-        await self._forget_run(run, revision)
+            put = Put(keys.resource(draft.type, draft.name), record, found.revision)
+            stored = await self._write(record, run, revision, version, put)
+            if stored is not None:
+                await self._go_on(record, run)
+                return Accepted(record, stored, run.run_id if run else "")
+            found = await self._state.resource(draft.type, draft.name)
         raise Conflict(f"{draft.type}/{draft.name} was deleted meanwhile")
 
     async def delete(self, type_: str, name: str) -> Deleted:
         """Begin (or go on with) a resource's deletion: its runs end, then the drivers that asked clean up."""
+        async with self._lock(type_, name):
+            return await self._delete(type_, name)
+
+    async def _delete(self, type_: str, name: str) -> Deleted:
         found = await self._state.resource(type_, name)
         while found is not None:
             old = found.record
             under_way = next((entry for entry in old.entries if entry.event == "delete"), None)
             if under_way is not None:
                 return Deleted(under_way.run_id, found.revision, gone=False)
-            plan = planner.plan_delete(type_, await self._pipeline_steps(old), self._engine.fleet())
+            plan = planner.plan_delete(type_, await self._drafts.pipeline_steps(old), self._engine.fleet())
             run = self._new_run(old, "delete", plan)
             assert run is not None
             revision = await self._write_run(run)
             record = _owe(old.model_copy(update={"deleting": True}), run)
-            try:
-                if run.status.terminal and old.active is None and not old.queue:
-                    [stored] = await self._state.commit(Put(keys.resource(type_, name), None, found.revision))
-                    await self._engine.forget_versions(old)
-                    return Deleted(run.run_id, stored, gone=True)
-                [stored] = await self._state.commit(Put(keys.resource(type_, name), record, found.revision))
-            except RevisionConflict:
-                await self._forget_run(run, revision)
-                found = await self._state.resource(type_, name)
-                continue
-            await self._go_on(record, run)
-            return Deleted(run.run_id, stored, gone=False)
+            gone = run.status.terminal and old.active is None and not old.queue
+            put = Put(keys.resource(type_, name), None if gone else record, found.revision)
+            stored = await self._write(record, run, revision, put)
+            if stored is not None:
+                await (self._engine.forget_versions(old) if gone else self._go_on(record, run))
+                return Deleted(run.run_id, stored, gone=gone)
+            found = await self._state.resource(type_, name)
         raise NotFound(f"there is no {type_} named {name}")
 
     async def cancel(self, run_id: str, *, who: str, why: str) -> RunRecord:
@@ -190,97 +173,10 @@ class Intake:
             self._engine.cancelled(run)
         return run
 
-    # -- definitions ---------------------------------------------------------------------------------------------
-
-    def definition(self, type_: str) -> ResourceDefinition | None:
-        """The definition of a type, the built-in one included."""
-        if type_ == PIPELINE:
-            return builtin_definition()
-        found = self._state.view.definition(type_)
-        return found.record if found else None
-
-    async def write_definition(
-        self, definition: ResourceDefinition, *, may_exist: bool, must_exist: bool = False
-    ) -> tuple[ResourceDefinition, int]:
-        """Store a definition; the stored one and its revision. Raises InvalidInput, Conflict, NotFound."""
-        name = definition.name
-        if not is_name(name):
-            raise InvalidInput(f"name: must be {NAME_RULE}", [Problem("/name", f"must be {NAME_RULE}")])
-        if name == PIPELINE:
-            raise Conflict(f"the type {PIPELINE} is built in and cannot be redefined")
-        self._validator.check_schema(definition)
-        while True:
-            found = await self._state.definition(name)
-            if found is None and must_exist:
-                raise NotFound(f"there is no resource definition named {name}")
-            if found is not None and not may_exist:
-                raise Conflict(f"a resource definition named {name} exists already")
-            definition = definition.model_copy(update={"id": found.record.id if found else str(uuid_utils.uuid4())})
-            if found is not None and found.record == definition:
-                return definition, found.revision
-            try:
-                put = Put(keys.definition(name), definition, found.revision if found else 0)
-                [revision] = await self._state.commit(put)
-            except RevisionConflict:
-                continue
-            return definition, revision
-
-    async def delete_definition(self, name: str) -> int:
-        """Remove a definition; its resources stay. The revision of the delete. Raises NotFound."""
-        if await self._state.definition(name) is None:
-            raise NotFound(f"there is no resource definition named {name}")
-        [revision] = await self._state.commit(Put(keys.definition(name), None))
-        return revision
+    def _lock(self, type_: str, name: str) -> asyncio.Lock:
+        return self._locks.setdefault((type_, name), asyncio.Lock())
 
     # -- inside --------------------------------------------------------------------------------------------------
-
-    async def _check(self, draft: Draft) -> tuple[Draft, tuple[PlannedStep, ...] | None]:
-        """The draft as it will be stored, and the plan of its runs (None = a direct run)."""
-        for field, value in (("name", draft.name), ("resource", draft.type)):
-            if not isinstance(value, str) or not is_name(value):
-                raise InvalidInput(f"{field}: must be {NAME_RULE}", [Problem(f"/{field}", f"must be {NAME_RULE}")])
-        draft = Draft(draft.type, draft.name, draft.spec, draft.pipeline or None, _own_metadata(draft.metadata))
-        if draft.type == PIPELINE:
-            return await self._check_pipeline(draft), None
-        definition = self.definition(draft.type) or _record(await self._state.definition(draft.type))
-        if definition is None:
-            raise Unprocessable(
-                f"there is no resource definition named {draft.type}; create it with POST /resource-definitions"
-            )
-        self._validator.check(definition, draft.spec)
-        pipeline = draft.pipeline or definition.pipeline
-        return draft, await self._plan(draft.type, pipeline) if pipeline else None
-
-    async def _check_pipeline(self, draft: Draft) -> Draft:
-        check_size(draft.spec)
-        spec = parse(PipelineSpec, draft.spec, "the pipeline").with_ids()
-        if self.definition(spec.resource) is None and await self._state.definition(spec.resource) is None:
-            raise Unprocessable(f"there is no resource definition named {spec.resource}, which the pipeline is for")
-        stored = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return Draft(draft.type, draft.name, stored, None, draft.metadata)
-
-    async def _plan(self, type_: str, pipeline: str) -> tuple[PlannedStep, ...]:
-        if not is_name(pipeline):
-            raise InvalidInput(f"pipeline: must be {NAME_RULE}", [Problem("/pipeline", f"must be {NAME_RULE}")])
-        found = self._state.view.resource(PIPELINE, pipeline) or await self._state.resource(PIPELINE, pipeline)
-        if found is None:
-            raise Unprocessable(f"there is no pipeline named {pipeline}")
-        spec = PipelineSpec.model_validate(found.record.spec)
-        if spec.resource != type_:
-            problem = f"pipeline {pipeline} is for {spec.resource}, not for {type_}"
-            raise InvalidInput(problem, [Problem("/pipeline", problem)])
-        return planner.plan_pipeline(spec)
-
-    async def _pipeline_steps(self, record: ResourceRecord) -> tuple[PlannedStep, ...]:
-        """The steps of the pipeline a resource has now; none if it has none or it is gone."""
-        definition = self.definition(record.type)
-        pipeline = record.pipeline or (definition.pipeline if definition else None)
-        if record.type == PIPELINE or not pipeline:
-            return ()
-        try:
-            return await self._plan(record.type, pipeline)
-        except (InvalidInput, Unprocessable):
-            return ()
 
     def _changed(self, old: ResourceRecord, draft: Draft) -> tuple[ResourceRecord, bool]:
         """The record with the draft in it, and whether that calls for a run; the same object if nothing changes."""
@@ -303,7 +199,6 @@ class Intake:
         fleet, now = self._engine.fleet(), self._transitions.now()
         if record.type == PIPELINE and event != "delete" and not planner.plan_direct(PIPELINE, event, fleet):
             return None
-        definition = self.definition(record.type)
         run = RunRecord(
             run_id=new_run_id(),
             type=record.type,
@@ -311,7 +206,7 @@ class Intake:
             event=event,
             generation=record.generation,
             status=Status.ACCEPTED,
-            pipeline=record.pipeline or (definition.pipeline if definition else None),
+            pipeline=self.definitions.pipeline_of(record),
             resource=record.as_resource(),
             plan=plan,
             created_at=now,
@@ -322,6 +217,19 @@ class Intake:
 
     async def _write_run(self, run: RunRecord | None) -> int:
         return (await self._state.commit(*run_puts(run)))[-1] if run else 0
+
+    async def _write(self, record: ResourceRecord, run: RunRecord | None, revision: int, *puts: Put) -> int | None:
+        """Commit the resource record, last of `puts`; its revision. None if somebody else wrote first: the run, of
+        store revision `revision`, is then forgotten."""
+        try:
+            return (await self._state.commit(*puts))[-1]
+        except RevisionConflict:
+            found = await self._state.resource(record.type, record.name)
+            if run is not None and found is not None and _names(found.record, run.run_id):
+                # Ours: the answer to the first try got lost, and somebody has gone on from it since.
+                return found.revision
+            await self._forget_run(run, revision)
+            return None
 
     async def _forget_run(self, run: RunRecord | None, revision: int) -> None:
         """Remove a run that was never accepted; if that fails, the sweep does it."""
@@ -355,19 +263,6 @@ def _owe(record: ResourceRecord, run: RunRecord | None) -> ResourceRecord:
     return record.model_copy(update={"queue": (*record.queue, entry)})
 
 
-def _own_metadata(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
-    """The client's own metadata: what the runtime adds when it shows a resource is taken off again."""
-    if metadata is None:
-        return None
-    for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise InvalidInput("metadata values must be strings", [Problem(f"/metadata/{key}", "must be a string")])
-    return {
-        key: value
-        for key, value in metadata.items()
-        if key != "version" and not key.startswith((META_RESULT, META_OUTPUT, "cv."))
-    }
-
-
-def _record(found: Versioned[ResourceDefinition] | None) -> ResourceDefinition | None:
-    return found.record if found else None
+def _names(record: ResourceRecord, run_id: str) -> bool:
+    """Whether the record owes this run or has just done it."""
+    return record.last_run == run_id or any(entry.run_id == run_id for entry in record.entries)

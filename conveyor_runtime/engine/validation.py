@@ -23,12 +23,13 @@ PIPELINE = "pipeline"
 _MOST_PROBLEMS = 20
 
 
-def parse(model: type[M], value: Any, what: str) -> M:
-    """`value` as `model`. Raises InvalidInput with a pointer for each thing wrong."""
+def parse(model: type[M], value: Any, what: str, *, at: str = "") -> M:
+    """`value`, which stands at pointer `at` of what was sent, as `model`. Raises InvalidInput with a pointer for each
+    thing wrong."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems = [Problem(_pointer(item["loc"]), item["msg"]) for item in error.errors()[:_MOST_PROBLEMS]]
+        problems = [Problem(at + _pointer(item["loc"]), item["msg"]) for item in error.errors()[:_MOST_PROBLEMS]]
         raise InvalidInput(f"{what} is not valid: {problems[0]}", problems) from None
 
 

@@ -8,12 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from conveyor_runtime.bus import Bus, Committer, EmbeddedServer, Puller, Slots
+from conveyor_runtime.bus import Bus, Committer, Puller, Slots
 from conveyor_runtime.bus.consumers import ensure_consumer
 from conveyor_runtime.config import DriverSettings
-from conveyor_runtime.engine import Engine, Intake, describe_run
+from conveyor_runtime.engine import Accepted, Draft, Engine, Intake, describe_run
 from conveyor_runtime.engine.describe import RunView
-from conveyor_runtime.engine.intake import Accepted, Draft
 from conveyor_runtime.engine.sweep import Sweep
 from conveyor_runtime.models import LogLine, ResourceDefinition
 from conveyor_runtime.reconcile import Driver, DriverManager
@@ -36,7 +35,7 @@ class Cluster:
     async def define(self, type_: str, **fields: Any) -> None:
         """A definition that takes any object."""
         definition = ResourceDefinition(name=type_, schema={"type": "object"}, **fields)
-        await self.intake.write_definition(definition, may_exist=True)
+        await self.intake.definitions.write(definition, may_exist=True)
 
     async def pipeline(self, name: str, type_: str, *drivers: str, finally_: tuple[str, ...] = (), **step: Any) -> None:
         """A pipeline of these drivers."""

@@ -61,7 +61,7 @@ async def test_what_changes_nothing_makes_no_run_and_metadata_makes_only_a_revis
     await cluster.ended((await cluster.post("thing", "one", x=1)).run_id)
     same = await cluster.put("thing", "one", x=1)
     assert (same.run_id, same.changed, same.record.revision) == ("", False, 1)
-    from conveyor_runtime.engine.intake import Draft
+    from conveyor_runtime.engine import Draft
 
     labelled = await cluster.intake.update(Draft("thing", "one", {"x": 1}, metadata={"team": "blue"}))
     assert (labelled.run_id, labelled.record.revision, labelled.record.generation) == ("", 2, 1)

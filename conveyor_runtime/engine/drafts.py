@@ -1,0 +1,96 @@
+"""What clients write, checked before anything is stored: the draft of a resource, and the plan its runs will have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from conveyor_runtime.engine import planner
+from conveyor_runtime.engine.definitions import Definitions
+from conveyor_runtime.engine.validation import PIPELINE, check_size, parse
+from conveyor_runtime.errors import InvalidInput, Problem, Unprocessable
+from conveyor_runtime.models import NAME_RULE, PipelineSpec, PlannedStep, ResourceRecord, is_name
+from conveyor_runtime.models.message import META_OUTPUT, META_RESULT
+from conveyor_runtime.store import State
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A resource as a client wrote it. `metadata` None = left out: what is stored stays."""
+
+    type: str
+    name: str
+    spec: Any
+    pipeline: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+class DraftChecker:
+    """Checks drafts against what is defined."""
+
+    def __init__(self, state: State, definitions: Definitions) -> None:
+        self._state = state
+        self._definitions = definitions
+        self._validator = definitions.validator
+
+    async def check(self, draft: Draft) -> tuple[Draft, tuple[PlannedStep, ...] | None]:
+        """The draft as it will be stored, and the plan of its runs (None = a direct run)."""
+        for field, value in (("name", draft.name), ("resource", draft.type)):
+            if not isinstance(value, str) or not is_name(value):
+                raise InvalidInput(f"{field}: must be {NAME_RULE}", [Problem(f"/{field}", f"must be {NAME_RULE}")])
+        draft = Draft(draft.type, draft.name, draft.spec, draft.pipeline or None, own_metadata(draft.metadata))
+        if draft.type == PIPELINE:
+            return await self._check_pipeline(draft), None
+        definition = await self._definitions.find(draft.type)
+        if definition is None:
+            raise Unprocessable(
+                f"there is no resource definition named {draft.type}; create it with POST /resource-definitions"
+            )
+        self._validator.check(definition, draft.spec)
+        pipeline = draft.pipeline or definition.pipeline
+        return draft, await self._plan(draft.type, pipeline) if pipeline else None
+
+    async def _check_pipeline(self, draft: Draft) -> Draft:
+        check_size(draft.spec)
+        spec = parse(PipelineSpec, draft.spec, "the pipeline", at="/spec").with_ids()
+        if await self._definitions.find(spec.resource) is None:
+            raise Unprocessable(f"there is no resource definition named {spec.resource}, which the pipeline is for")
+        stored = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return Draft(draft.type, draft.name, stored, None, draft.metadata)
+
+    async def _plan(self, type_: str, pipeline: str) -> tuple[PlannedStep, ...]:
+        if not is_name(pipeline):
+            raise InvalidInput(f"pipeline: must be {NAME_RULE}", [Problem("/pipeline", f"must be {NAME_RULE}")])
+        found = self._state.view.resource(PIPELINE, pipeline) or await self._state.resource(PIPELINE, pipeline)
+        if found is None:
+            raise Unprocessable(f"there is no pipeline named {pipeline}")
+        spec = PipelineSpec.model_validate(found.record.spec)
+        if spec.resource != type_:
+            problem = f"pipeline {pipeline} is for {spec.resource}, not for {type_}"
+            raise InvalidInput(problem, [Problem("/pipeline", problem)])
+        return planner.plan_pipeline(spec)
+
+    async def pipeline_steps(self, record: ResourceRecord) -> tuple[PlannedStep, ...]:
+        """The steps of the pipeline a resource has now; none if it has none or it is gone."""
+        pipeline = self._definitions.pipeline_of(record)
+        if record.type == PIPELINE or not pipeline:
+            return ()
+        try:
+            return await self._plan(record.type, pipeline)
+        except (InvalidInput, Unprocessable):
+            return ()
+
+
+def own_metadata(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
+    """The client's own metadata: what the runtime adds when it shows a resource is taken off again."""
+    if metadata is None:
+        return None
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidInput("metadata values must be strings", [Problem(f"/metadata/{key}", "must be a string")])
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key != "version" and not key.startswith((META_RESULT, META_OUTPUT, "cv."))
+    }
