@@ -41,10 +41,16 @@ class KeyedQueue(Generic[K]):
         self._running[key] = asyncio.create_task(self._pass(key), name=f"{self._name}:{key}")
 
     def add_later(self, key: K, delay: float) -> None:
-        """Have `key` worked on `delay` seconds from now, unless it is worked on before."""
-        if self._closed or key in self._waiting:
+        """Have `key` worked on `delay` seconds from now, unless it is worked on before. Of several times, the
+        earliest counts."""
+        loop = asyncio.get_running_loop()
+        if self._closed:
             return
-        self._waiting[key] = asyncio.get_running_loop().call_later(max(delay, 0.0), self._wake, key)
+        if (known := self._waiting.get(key)) is not None:
+            if known.when() <= loop.time() + delay:
+                return
+            known.cancel()
+        self._waiting[key] = loop.call_later(max(delay, 0.0), self._wake, key)
 
     def _wake(self, key: K) -> None:
         self._waiting.pop(key, None)
