@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from conveyor_runtime import __version__
-from conveyor_runtime.cli import demo, doctor, resources, runs, serving, workers
+from conveyor_runtime.cli import delete, demo, doctor, resources, runs, serving, workers
 from conveyor_runtime.cli.connection import Globals
 from conveyor_runtime.cli.errors import EXIT_CODES, ExitCode, debugging, explain, say
 
@@ -93,7 +93,7 @@ app.command("get")(resources.get)
 app.command("describe")(resources.describe)
 app.command("logs")(runs.logs)
 app.command("cancel")(runs.cancel)
-app.command("delete")(resources.delete)
+app.command("delete")(delete.delete)
 app.add_typer(workers.driver_app, name="driver")
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)

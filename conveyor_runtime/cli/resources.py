@@ -8,7 +8,7 @@ import typer
 
 from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import ask
-from conveyor_runtime.cli.errors import CliError, ExitCode, exit_code_of, explain, say
+from conveyor_runtime.cli.errors import CliError, ExitCode, explain, say
 from conveyor_runtime.cli.noun import Noun, RunFilter, find_noun, title_of
 from conveyor_runtime.cli.options import Format
 from conveyor_runtime.cli.output import Column, emit
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from conveyor_runtime.cli.documents import Document
     from conveyor_runtime.client import Client, ClientError
 
-__all__ = ["apply", "apply_document", "delete", "describe", "get", "split_target"]
+__all__ = ["apply", "apply_document", "describe", "get", "split_target"]
 
-_ORDER = {"definition": 0, "pipeline": 1, "resource": 2}
+ORDER = {"definition": 0, "pipeline": 1, "resource": 2}
 
 _APPLIED = (
     Column("OBJECT", lambda it: it["object"]),
@@ -49,7 +49,7 @@ def apply(
 
     async def question(client: Client) -> list[dict[str, Any]]:
         rows = []
-        for document in sorted(documents, key=lambda it: _ORDER[it.kind]):
+        for document in sorted(documents, key=lambda it: ORDER[it.kind]):
             try:
                 rows.append(await apply_document(client, document))
             except CliError as error:
@@ -90,6 +90,8 @@ async def apply_document(client: Client, document: Document) -> dict[str, Any]:
 def _located(error: ClientError, document: Document) -> CliError:
     """The server's refusal, each of its problems at its place in the file."""
     told = explain(error)
+    if told.code is ExitCode.UNREACHABLE:
+        return told
     if not error.problems:
         return CliError(document.locate(""), document.title, str(told), code=told.code)
     lines = [f"{document.locate(it.pointer)}: {it.pointer or '/'}: {it.detail}" for it in error.problems]
@@ -189,85 +191,6 @@ def describe(
     from conveyor_runtime.cli.describe import print_description
 
     print_description(row, runs)
-
-
-def delete(
-    ctx: typer.Context,
-    type_: Annotated[str, typer.Argument(metavar="TYPE", help="A resource type, or pipeline, definition.")] = "",
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Which one.")] = "",
-    file: Annotated[
-        str, typer.Option("--file", "-f", metavar="FILE", help="Delete what this file names; - is stdin.")
-    ] = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Return once it is gone.")] = False,
-    api_url: options.ApiUrl = None,
-    token: options.Token = None,
-) -> None:
-    """Delete a resource, a pipeline or a definition.
-
-    The run of a deleted resource is cancelled, its `finally` steps run, then the drivers that asked for it clean up.
-
-    \b
-    Examples: conveyor delete ci-build hello --wait
-              conveyor delete -f ci-build.yaml
-    """
-    targets = _targets(type_, name, file)
-
-    async def question(client: Client) -> ExitCode:
-        code = ExitCode.SUCCESS
-        for noun, target in targets:
-            code = max(code, await _delete(client, noun, target, wait=wait))
-        return code
-
-    raise typer.Exit(ask(ctx, api_url, token, question))
-
-
-def _targets(type_: str, name: str, file: str) -> list[tuple[Noun, str]]:
-    if bool(file) == bool(type_):
-        raise typer.BadParameter("give either TYPE NAME or -f FILE")
-    if file:
-        from conveyor_runtime.cli.documents import read_documents
-
-        documents = sorted(read_documents(file), key=lambda it: -_ORDER[it.kind])
-        return [
-            (find_noun(it.value["resource"] if it.kind == "resource" else it.kind), str(it.value["name"]))
-            for it in documents
-        ]
-    word, name = split_target(type_, name)
-    if not name:
-        raise typer.BadParameter(f"which {word}? give its name as well")
-    noun = find_noun(word)
-    if noun.delete is None or not noun.title:
-        raise typer.BadParameter(
-            f"a {noun.title or word} cannot be deleted" + ("; cancel it" if noun.title == "run" else "")
-        )
-    return [(noun, name)]
-
-
-async def _delete(client: Client, noun: Noun, name: str, *, wait: bool) -> ExitCode:
-    import asyncio
-    import contextlib
-
-    from conveyor_runtime.client import NotFoundError
-
-    assert noun.delete is not None
-    title = f"{noun.title}/{name}"
-    deleted = await noun.delete(client, name)
-    if deleted.gone:
-        print(f"{title} deleted")
-        return ExitCode.SUCCESS
-    if not wait:
-        print(f"{title} is being deleted, in run {deleted.run_id}")
-        return ExitCode.SUCCESS
-    run = await client.wait_run(deleted.run_id)
-    if run.status != "Succeeded":
-        say(f"error: {title} is not gone: its delete run {run.run_id} is {run.status}: {run.reason}; delete it again")
-        return exit_code_of(run.status)
-    # The record goes in a commit after that of the run's end. One that is not being deleted is a new one of that name.
-    with contextlib.suppress(NotFoundError):
-        while (await noun.read(client, name)).get("deleting"):  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.1)
-    print(f"{title} deleted")
-    return ExitCode.SUCCESS
 
 
 def split_target(type_: str, name: str) -> tuple[str, str]:

@@ -178,7 +178,11 @@ def cancel(
 
     async def question(client: Client) -> Run:
         run = await client.cancel_run(await _find_run(client, target), reason)
-        return await client.wait_run(run.run_id) if wait else run
+        if not wait:
+            return run
+        from conveyor_runtime.cli.watch import wait as wait_for
+
+        return await wait_for(client, run.run_id)
 
     run = ask(ctx, api_url, token, question)
     if not run.status.terminal:

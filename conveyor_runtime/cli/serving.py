@@ -46,6 +46,7 @@ def up(
     Example: conveyor up --api-port 0 --drivers all --backend native
     """
     start_logging(log_level, log_format)
+    _check_backend(backend)
     from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
     from conveyor_runtime.daemon import UpSettings, run_up
 
@@ -113,6 +114,14 @@ def start_logging(level: str, form: str) -> None:
     setup_logging(level, cast(LogFormat, form))
     # Child processes log as we do.
     os.environ.update(CONVEYOR_LOG_LEVEL=level, CONVEYOR_LOG_FORMAT=form)
+
+
+def _check_backend(backend: str) -> None:
+    """Refused here at once; a driver process would only say so again and again."""
+    from conveyor_runtime.orchestra.registry import BUILT_IN
+
+    if backend not in ("auto", *BUILT_IN.names):
+        raise typer.BadParameter(f"there is no backend {backend!r}; there are auto, {', '.join(BUILT_IN.names)}")
 
 
 def _warn_if_open(host: str, token: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, TextIO
 
 from conveyor_runtime.cli.errors import say
@@ -13,7 +14,7 @@ from conveyor_runtime.cli.output import Column, between, clean, colour, plain, p
 if TYPE_CHECKING:
     from conveyor_runtime.client import Client, LoggedLine, Run
 
-__all__ = ["STEP_COLUMNS", "LinePrinter", "print_closing", "watch"]
+__all__ = ["STEP_COLUMNS", "LinePrinter", "print_closing", "wait", "watch"]
 
 STEP_COLUMNS = (
     Column("STEP", lambda it: it["id"]),
@@ -64,15 +65,27 @@ async def watch(client: Client, run_id: str, file: TextIO, *, timestamps: bool =
     """Print a run's log to `file`, from its beginning to the run's end, and return the run then."""
     run = await client.get_run(run_id)
     printer = LinePrinter(file, steps=tuple(step.id for step in run.steps), timestamps=timestamps)
-    waits = asyncio.create_task(_tell_waits(client, run_id))
-    try:
+    async with _telling_waits(client, run_id):
         async with contextlib.aclosing(client.follow_logs(run_id)) as lines:
             async for line in lines:
                 printer.print(line)
+        return await client.wait_run(run_id)
+
+
+async def wait(client: Client, run_id: str) -> Run:
+    """The run once it has ended; meanwhile it is said what it waits for."""
+    async with _telling_waits(client, run_id):
+        return await client.wait_run(run_id)
+
+
+@contextlib.asynccontextmanager
+async def _telling_waits(client: Client, run_id: str) -> AsyncIterator[None]:
+    task = asyncio.create_task(_tell_waits(client, run_id))
+    try:
+        yield
     finally:
-        waits.cancel()
-        await asyncio.wait([waits])
-    return await client.wait_run(run_id)
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def _tell_waits(client: Client, run_id: str) -> None:

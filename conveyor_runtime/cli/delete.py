@@ -1,0 +1,98 @@
+"""The command `delete`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from conveyor_runtime.cli import options
+from conveyor_runtime.cli.connection import ask
+from conveyor_runtime.cli.errors import ExitCode, exit_code_of, say
+from conveyor_runtime.cli.noun import Noun, find_noun
+from conveyor_runtime.cli.resources import ORDER, split_target
+
+if TYPE_CHECKING:
+    from conveyor_runtime.client import Client
+
+__all__ = ["delete"]
+
+
+def delete(
+    ctx: typer.Context,
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="A resource type, or pipeline, definition.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which one.")] = "",
+    file: Annotated[
+        str, typer.Option("--file", "-f", metavar="FILE", help="Delete what this file names; - is stdin.")
+    ] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Return once it is gone.")] = False,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """Delete a resource, a pipeline or a definition.
+
+    The run of a deleted resource is cancelled, its `finally` steps run, then the drivers that asked for it clean up.
+
+    \b
+    Examples: conveyor delete ci-build hello --wait
+              conveyor delete -f ci-build.yaml
+    """
+    targets = _targets(type_, name, file)
+
+    async def question(client: Client) -> ExitCode:
+        code = ExitCode.SUCCESS
+        for noun, target in targets:
+            code = max(code, await _delete(client, noun, target, wait=wait))
+        return code
+
+    raise typer.Exit(ask(ctx, api_url, token, question))
+
+
+def _targets(type_: str, name: str, file: str) -> list[tuple[Noun, str]]:
+    if bool(file) == bool(type_):
+        raise typer.BadParameter("give either TYPE NAME or -f FILE")
+    if file:
+        from conveyor_runtime.cli.documents import read_documents
+
+        documents = sorted(read_documents(file), key=lambda it: -ORDER[it.kind])
+        return [
+            (find_noun(it.value["resource"] if it.kind == "resource" else it.kind), str(it.value["name"]))
+            for it in documents
+        ]
+    word, name = split_target(type_, name)
+    if not name:
+        raise typer.BadParameter(f"which {word}? give its name as well")
+    noun = find_noun(word)
+    if noun.delete is None or not noun.title:
+        raise typer.BadParameter(
+            f"a {noun.title or word} cannot be deleted" + ("; cancel it" if noun.title == "run" else "")
+        )
+    return [(noun, name)]
+
+
+async def _delete(client: Client, noun: Noun, name: str, *, wait: bool) -> ExitCode:
+    import asyncio
+    import contextlib
+
+    from conveyor_runtime.cli.watch import wait as wait_for
+    from conveyor_runtime.client import NotFoundError
+
+    assert noun.delete is not None
+    title = f"{noun.title}/{name}"
+    deleted = await noun.delete(client, name)
+    if deleted.gone:
+        print(f"{title} deleted")
+        return ExitCode.SUCCESS
+    if not wait:
+        print(f"{title} is being deleted, in run {deleted.run_id}")
+        return ExitCode.SUCCESS
+    run = await wait_for(client, deleted.run_id)
+    if run.status != "Succeeded":
+        say(f"error: {title} is not gone: its delete run {run.run_id} is {run.status}: {run.reason}; delete it again")
+        return exit_code_of(run.status)
+    # The record goes in a commit after that of the run's end. One that is not being deleted is a new one of that name.
+    with contextlib.suppress(NotFoundError):
+        while (await noun.read(client, name)).get("deleting"):  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.1)
+    print(f"{title} deleted")
+    return ExitCode.SUCCESS
