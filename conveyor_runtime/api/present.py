@@ -8,8 +8,7 @@ import orjson
 
 from conveyor_runtime.api.shapes import PipelineView, QueueEntry, ResourceView, StepShape
 from conveyor_runtime.engine import describe_run
-from conveyor_runtime.engine.describe import RunView
-from conveyor_runtime.models import PipelineSpec, ResourceRecord, RunRecord, StepState
+from conveyor_runtime.models import PipelineSpec, ResourceRecord, Run, RunRecord, StepState
 from conveyor_runtime.models.message import META_RESULT
 from conveyor_runtime.store import State
 
@@ -67,13 +66,13 @@ async def step_data(state: State, step: StepState) -> Any:
     return orjson.loads(stored.value) if stored else None
 
 
-async def whole_run(state: State, run: RunRecord) -> RunView:
+async def whole_run(state: State, run: RunRecord) -> Run:
     """A run with all its data."""
     data = {step.data_key: await step_data(state, step) for step in run.steps.values() if step.data_key is not None}
     return describe_run(run, state.view, data)
 
 
-def listed_run(state: State, run: RunRecord) -> RunView:
+def listed_run(state: State, run: RunRecord) -> Run:
     """A run as lists show it: without the data of its steps."""
     view = describe_run(run, state.view)
     return view.model_copy(update={"steps": [step.model_copy(update={"data": None}) for step in view.steps]})

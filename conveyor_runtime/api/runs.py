@@ -14,9 +14,8 @@ from conveyor_runtime.api.deps import Current, Page, ServicesDep, find_run
 from conveyor_runtime.api.documents import OptionalDocument
 from conveyor_runtime.api.openapi import takes
 from conveyor_runtime.api.shapes import CancelRequest
-from conveyor_runtime.engine.describe import RunView
 from conveyor_runtime.engine.validation import parse
-from conveyor_runtime.models import RunRecord, Status
+from conveyor_runtime.models import Run, RunRecord, Status
 from conveyor_runtime.store import View
 
 router = APIRouter(tags=["runs"])
@@ -60,9 +59,9 @@ async def list_all(
     wanted: Annotated[RunFilter, Depends()],
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: str = "",
-) -> Page[RunView]:
+) -> Page[Run]:
     """Runs, newest first, without the data of their steps."""
-    page: list[RunView] = []
+    page: list[Run] = []
     async for run in _matching(services.state.view, wanted, cursor):
         shown = present.listed_run(services.state, run)
         # What is shown depends on claims and on the resource, so the status can only be compared now.
@@ -84,15 +83,13 @@ async def _matching(view: View, wanted: RunFilter, cursor: str) -> AsyncIterator
 
 
 @router.get("/runs/{run_id}")
-async def read(run_id: str, services: ServicesDep) -> RunView:
+async def read(run_id: str, services: ServicesDep) -> Run:
     """A run and its steps, with what their drivers reported."""
     return await present.whole_run(services.state, await find_run(services, run_id))
 
 
-@router.post(
-    "/runs/{run_id}/cancel", status_code=202, responses={200: {"model": RunView}}, **takes(CancelRequest, False)
-)
-async def cancel(run_id: str, document: OptionalDocument, services: ServicesDep, response: Response) -> RunView:
+@router.post("/runs/{run_id}/cancel", status_code=202, responses={200: {"model": Run}}, **takes(CancelRequest, False))
+async def cancel(run_id: str, document: OptionalDocument, services: ServicesDep, response: Response) -> Run:
     """Ask a run to end: 202 while it does (`finally` steps still run), 200 when it has ended already."""
     asked = parse(CancelRequest, document, "the request")
     await find_run(services, run_id)

@@ -17,11 +17,11 @@ from conveyor_runtime.bus.server_setup import (
     credentials,
     find_server,
     lock_data_dir,
-    parent_bound,
     write_config,
 )
 from conveyor_runtime.errors import BusError, BusUnavailable, ConfigError
 from conveyor_runtime.kit.backoff import Backoff
+from conveyor_runtime.kit.child import end_with_parent
 
 __all__ = ["EmbeddedServer"]
 
@@ -119,7 +119,7 @@ class EmbeddedServer:
                 stderr=out,
                 # Its own session: Ctrl-C at the terminal must reach us only, we still need it to drain.
                 start_new_session=True,
-                preexec_fn=parent_bound(),
+                preexec_fn=end_with_parent(),
                 pass_fds=(self._lock,),
             )
         give_up = time.monotonic() + START_TIMEOUT

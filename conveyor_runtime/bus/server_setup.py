@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from conveyor_runtime.errors import BusError, ConfigError
 
-__all__ = ["check_sync_text", "credentials", "find_server", "lock_data_dir", "parent_bound", "write_config"]
+__all__ = ["check_sync_text", "credentials", "find_server", "lock_data_dir", "write_config"]
 
 MINIMUM = (2, 12, 1)
 """The first nats-server whose atomic batches refuse duplicates."""
@@ -27,7 +24,6 @@ MAX_PAYLOAD = 4 << 20
 """Bytes in one message: a dispatch carries a spec of 256 KiB and the results of earlier steps."""
 
 _SYNC = re.compile(r"always|[1-9]\d*(ms|s|m|h)")
-_PR_SET_PDEATHSIG = 1
 
 
 async def find_server() -> str:
@@ -134,18 +130,3 @@ async def lock_data_dir(data_dir: Path, patience: float = 5.0) -> int:
                     f"{data_dir} is in use by another nats-server; stop that one or choose another data directory"
                 ) from None
         await asyncio.sleep(0.05)
-
-
-def parent_bound() -> Callable[[], None] | None:
-    """What the child runs before it becomes the server, so that it is told to end when its parent thread does."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-    parent = os.getpid()
-
-    def bind() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)  # the parent was gone before we asked
-
-    return bind

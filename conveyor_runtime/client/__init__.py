@@ -20,10 +20,8 @@ from conveyor_runtime.client.models import (
     Pipeline,
     PipelineStep,
     ResourceInfo,
-    Run,
-    RunResource,
-    RunStep,
 )
+from conveyor_runtime.models import Run, RunResource, RunStep
 
 __all__ = [
     "Applied",

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from conveyor_runtime.client.errors import NotFoundError, ServerFaultError, UnavailableError, UnreachableError
 from conveyor_runtime.client.follow import Absence, follow
-from conveyor_runtime.client.models import Applied, Deleted, DriverInfo, LoggedLine, Pipeline, ResourceInfo, Run
+from conveyor_runtime.client.models import Applied, Deleted, DriverInfo, LoggedLine, Pipeline, ResourceInfo
 from conveyor_runtime.client.transport import Transport
 from conveyor_runtime.kit.backoff import Backoff
-from conveyor_runtime.models import Model, Resource, ResourceDefinition, Status
+from conveyor_runtime.models import Model, Resource, ResourceDefinition, Run, Status
 
 M = TypeVar("M", bound=Model)
 #: A document as one would write it in YAML or JSON.

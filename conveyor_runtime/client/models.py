@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from conveyor_runtime.models import DriverRecord, LogLine, Model, Resource, Status
+from conveyor_runtime.models import DriverRecord, LogLine, Model, Resource
 
 
 class Applied(Model):
@@ -73,47 +73,6 @@ class Pipeline(Model):
     metadata: dict[str, Any] | None = None
     revision: int = 0
     deleting: bool = False
-
-
-class RunStep(Model):
-    """A step of a run. `data` is what its driver reported; lists leave it out."""
-
-    id: str
-    name: str = ""
-    driver: str = ""
-    status: Status
-    attempt: int = 0
-    message: str = ""
-    exit_code: int | None = None
-    node: str | None = None
-    instance: str | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    data: Any = None
-    finally_: bool = Field(default=False, alias="finally")
-
-
-class RunResource(Model):
-    """Which resource a run is of, as of which generation."""
-
-    resource: str
-    name: str
-    generation: int = 0
-
-
-class Run(Model):
-    """A run. `reason` says why it waits or why it ended as it did."""
-
-    run_id: str
-    status: Status
-    reason: str = ""
-    event: str = ""
-    resource: RunResource
-    pipeline: str | None = None
-    created_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    steps: tuple[RunStep, ...] = ()
 
 
 class LoggedLine(LogLine):

@@ -72,6 +72,8 @@ async def control_plane(bus: Bus, settings: ApiSettings) -> AsyncIterator[Contro
     with _listen(settings) as listener:
         committer = Committer(bus, "KV_cv-state")
         messages = Committer(bus, "messages")
+        metrics.observe_committer("KV_cv-state", committer.stats)
+        metrics.observe_committer("messages", messages.stats)
         store = KvStore(bus, committer)
         view = View(store)
         state = State(store, view)

@@ -3,69 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
-
 from conveyor_runtime.engine.planner import step_of
-from conveyor_runtime.models import ENGINE, Claim, RunRecord, Status, StepState
+from conveyor_runtime.models import ENGINE, Claim, Run, RunRecord, RunResource, RunStep, Status, StepState
 from conveyor_runtime.store import View
 
 
-class StepView(BaseModel):
-    """One step of a run. `data` is what its driver reported, `instance` the process that works or worked on it."""
-
-    id: str
-    name: str
-    driver: str
-    status: Status
-    attempt: int
-    message: str = ""
-    exit_code: int | None = None
-    node: str | None = None
-    instance: str | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    data: Any = None
-    finally_: bool = Field(default=False, serialization_alias="finally")
-
-
-class ResourceRef(BaseModel):
-    """Which resource a run is of, as of which generation."""
-
-    resource: str
-    name: str
-    generation: int
-
-
-class RunView(BaseModel):
-    """A run. `reason` says why it waits or why it ended as it did."""
-
-    run_id: str
-    status: Status
-    reason: str
-    event: str
-    resource: ResourceRef
-    pipeline: str | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    steps: list[StepView]
-
-
-def describe_run(run: RunRecord, view: View, data: Mapping[str, Any] | None = None) -> RunView:
+def describe_run(run: RunRecord, view: View, data: Mapping[str, Any] | None = None) -> Run:
     """What is true of `run` now. `data` maps data keys to values kept outside the record."""
     claims = dict(view.claims_of(run.run_id))
     steps = [_describe_step(run, step.id, claims, view, data or {}) for step in run.plan or ()]
     starts = [step.started_at for step in steps if step.started_at is not None]
     status, reason = _status(run, steps, view)
-    return RunView(
+    return Run(
         run_id=run.run_id,
         status=status,
         reason=reason,
         event=run.event,
-        resource=ResourceRef(resource=run.type, name=run.name, generation=run.generation),
+        resource=RunResource(resource=run.type, name=run.name, generation=run.generation),
         pipeline=run.pipeline,
         created_at=run.created_at,
         started_at=min(starts, default=None),
@@ -76,7 +32,7 @@ def describe_run(run: RunRecord, view: View, data: Mapping[str, Any] | None = No
 
 def _describe_step(
     run: RunRecord, step_id: str, claims: Mapping[tuple[str, int, int], Claim], view: View, data: Mapping[str, Any]
-) -> StepView:
+) -> RunStep:
     planned = step_of(run, step_id)
     state = run.steps.get(step_id, StepState())
     claim = claims.get((step_id, state.attempt, state.takeover))
@@ -88,7 +44,7 @@ def _describe_step(
             status, started = Status.RUNNING, started or claim.at
         else:
             message = _why_pending(planned.driver, state, view)
-    return StepView(
+    return RunStep(
         id=planned.id,
         name=planned.name or planned.id,
         driver=planned.driver,
@@ -121,7 +77,7 @@ def _why_pending(driver: str, state: StepState, view: View) -> str:
     return f"waits for a free {driver}{where}"
 
 
-def _status(run: RunRecord, steps: list[StepView], view: View) -> tuple[Status, str]:
+def _status(run: RunRecord, steps: list[RunStep], view: View) -> tuple[Status, str]:
     if run.status.terminal:
         return run.status, run.reason
     if run.cancel is not None:

@@ -31,6 +31,7 @@ from conveyor_runtime.models.run import (
     RunRecord,
     StepState,
 )
+from conveyor_runtime.models.view import Run, RunResource, RunStep
 
 __all__ = [
     "ENGINE",
@@ -54,7 +55,10 @@ __all__ = [
     "Resource",
     "ResourceDefinition",
     "ResourceRecord",
+    "Run",
     "RunRecord",
+    "RunResource",
+    "RunStep",
     "Status",
     "Step",
     "StepResult",

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,7 @@ async def ended(client: Client, run_id: str, seconds: float = 60.0) -> str:
     return run.status
 
 
-def check_log(lines: list[LogLine], attempts: int) -> None:
+def check_log(lines: Sequence[LogLine], attempts: int) -> None:
     """Each attempt's lines are numbered without gap or repeat, and the last one is complete."""
     numbered = [(line.step, line.attempt, line.takeover, line.seq) for line in lines]
     assert len(numbered) == len(set(numbered)), "a line is stored twice"

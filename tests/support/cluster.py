@@ -12,9 +12,8 @@ from conveyor_runtime.bus import Bus, Committer, Puller, Slots
 from conveyor_runtime.bus.consumers import ensure_consumer
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.engine import Accepted, Draft, Engine, Intake, describe_run
-from conveyor_runtime.engine.describe import RunView
 from conveyor_runtime.engine.sweep import Sweep
-from conveyor_runtime.models import LogLine, ResourceDefinition
+from conveyor_runtime.models import LogLine, ResourceDefinition, Run
 from conveyor_runtime.reconcile import Driver, DriverManager
 from conveyor_runtime.reconcile.manager import ManagerDeps
 from conveyor_runtime.store import KvStore, LogStore, State, View
@@ -94,7 +93,7 @@ class Cluster:
                 await changed.wait()
         return value
 
-    async def ended(self, run_id: str, seconds: float = 15.0) -> RunView:
+    async def ended(self, run_id: str, seconds: float = 15.0) -> Run:
         """The run, once it is terminal."""
 
         def look() -> bool:
@@ -107,7 +106,7 @@ class Cluster:
             raise AssertionError(f"run {run_id} does not end: {self.run(run_id)}") from None
         return self.run(run_id)
 
-    def run(self, run_id: str) -> RunView:
+    def run(self, run_id: str) -> Run:
         """The run as it is shown."""
         found = self.state.view.run(run_id)
         assert found is not None, f"there is no run {run_id}"

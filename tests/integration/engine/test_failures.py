@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import orjson
 import pytest
 
 from conveyor_runtime.bus import Message
@@ -210,8 +211,8 @@ async def test_the_same_result_twice_counts_once(cluster: Cluster) -> None:
     await gate.started.get()
     gate.open.set()
     await cluster.until(lambda: cluster.run(run_id).steps[0].status == "Succeeded")
-    late = b'{"event":"driver.result","run_id":"%s","cv":{"run_id":"%s","step":"gate","attempt":1,"takeover":0,"status":"Failed"}}'
-    body = late % (run_id.encode(), run_id.encode())
+    failed = {"run_id": run_id, "step": "gate", "attempt": 1, "takeover": 0, "status": "Failed"}
+    body = orjson.dumps({"event": "driver.result", "run_id": run_id, "cv": failed})
     committer = manager._deps.results
     await committer.commit([Message("pipelines.driver.result", body, headers={"Cv-Result": "1", "Cv-Run": run_id})])
     await cluster.add(recorder("next", calls))

@@ -73,7 +73,8 @@ async def test_what_changes_nothing_makes_no_run_and_metadata_makes_only_a_revis
 
 
 async def test_cancel_stops_the_step_and_runs_finally(cluster: Cluster) -> None:
-    gate, calls = Gate(), []
+    gate = Gate()
+    calls: list[tuple[str, str]] = []
     await cluster.define("thing")
     await cluster.pipeline("p", "thing", "gate", "after", finally_=("last",))
     await cluster.add(gate.driver)
@@ -113,7 +114,8 @@ async def test_work_posted_before_any_driver_waits_for_it(cluster: Cluster) -> N
 
 
 async def test_delete_during_a_run_cancels_it_and_hands_delete_to_who_asked(cluster: Cluster) -> None:
-    gate, calls = Gate(), []
+    gate = Gate()
+    calls: list[tuple[str, str]] = []
     await cluster.define("thing")
     await cluster.pipeline("p", "thing", "gate", finally_=("last",))
     await cluster.add(gate.driver)
