@@ -75,7 +75,7 @@ async def whole_run(state: State, run: RunRecord) -> Run:
 def listed_run(state: State, run: RunRecord) -> Run:
     """A run as lists show it: without the data of its steps."""
     view = describe_run(run, state.view)
-    return view.model_copy(update={"steps": [step.model_copy(update={"data": None}) for step in view.steps]})
+    return view.model_copy(update={"steps": tuple(step.model_copy(update={"data": None}) for step in view.steps)})
 
 
 def pipeline_view(record: ResourceRecord) -> PipelineView:
