@@ -71,7 +71,11 @@ def _blocks(data: Any) -> Any:
         return {key: _blocks(value) for key, value in data.items()}
     if isinstance(data, list):
         return [_blocks(value) for value in data]
-    if isinstance(data, str) and "\n" in data and not re.search(r"[^\S\n]\n|\A\s|[^\n\t -~\x85\xa0-\ud7ff]", data):
+    if (
+        isinstance(data, str)
+        and "\n" in data
+        and not re.search(r"[^\S\n]\n|\A\s|[^\n\t -~\xa0-\u2027\u202a-\ud7ff]", data)
+    ):
         return LiteralScalarString(data)
     return data
 

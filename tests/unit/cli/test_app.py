@@ -1,0 +1,122 @@
+"""The command tree: its help teaches, and nothing heavy is loaded before it is needed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from conveyor_runtime import __version__
+from conveyor_runtime.cli import app as app_module
+from conveyor_runtime.cli import workers
+from conveyor_runtime.cli.app import app
+from conveyor_runtime.orchestra.docker.demo_image import root_of, static_busybox
+from conveyor_runtime.reconcile import loader
+
+#: Loaded by commands that use them, never by others. (Typer itself loads pydantic, to convert parameters.)
+HEAVY = ("asyncio", "docker", "fastapi", "httpx2", "nats", "rich", "ruamel", "starlette", "uvicorn", "uvloop")
+
+
+def _help(*path: str) -> str:
+    found = CliRunner().invoke(app, [*path, "--help"])
+    assert found.exit_code == 0, found.output
+    return found.output
+
+
+def _commands() -> list[str]:
+    root = typer.main.get_command(app)
+    return root.list_commands(typer.Context(root))  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--version",), ("--help",), ("builder", "--help"), ("driver", "list"), ("get",)]
+)
+def test_nothing_heavy_is_loaded(arguments: tuple[str, ...]) -> None:
+    code = (
+        "import sys; sys.argv = ['conveyor', *sys.argv[1:]]\n"
+        "from conveyor_runtime.cli.app import run\n"
+        "run()\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_help_teaches_with_an_example(command: str) -> None:
+    text = _help(command)
+    if command == "driver":
+        text = _help("driver", "run") + _help("driver", "list")
+    example = re.search(r"Examples?: conveyor (\S+)", text)
+    assert example, text
+    assert example[1] == command
+
+
+def test_the_root_help_names_exit_codes_and_drivers() -> None:
+    text = " ".join(_help().split())
+    for part in (
+        "3 the run was cancelled",
+        "4 it timed out",
+        "5 the server cannot be reached",
+        "builder",
+        "git-cloner",
+    ):
+        assert part in text
+
+
+def test_a_short_help_is_never_cut_off() -> None:
+    assert "..." not in _help().partition("Commands:")[2]
+
+
+def test_the_drivers_group_is_the_loaders() -> None:
+    assert loader.GROUP == workers.GROUP
+    assert workers.driver_names() == sorted(loader.installed_drivers())
+
+
+def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["conveyor", "--version"])
+    assert app_module.run() == 0
+    assert capsys.readouterr().out == f"conveyor {__version__}\n"
+
+
+def test_an_unexpected_error_is_one_line_unless_debugging(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("oops")
+
+    monkeypatch.setattr(app_module, "app", fail)
+    monkeypatch.delenv("CONVEYOR_DEBUG", raising=False)
+    assert app_module.run() == 1
+    assert capsys.readouterr().err.startswith("error: RuntimeError: oops: ")
+    monkeypatch.setenv("CONVEYOR_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        app_module.run()
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app_module, "app", interrupt)
+    assert app_module.run() == 130
+
+
+def test_the_root_of_the_demo_image(tmp_path: Path) -> None:
+    busybox = tmp_path / "busybox"
+    busybox.write_text("#!/bin/sh\nprintf 'busybox\\nls\\nsh\\n'\n")
+    busybox.chmod(0o755)
+    with tarfile.open(fileobj=BytesIO(root_of(busybox))) as tar:
+        members = {it.name: it for it in tar}
+    assert members["bin/sh"].linkname == "busybox"
+    assert members["bin/busybox"].isreg()
+    assert members["tmp"].mode == 0o1777
+    found = static_busybox()
+    assert found is None or found.is_file()
