@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from conveyor_runtime.bus import Bus, Committer, Puller, Slots
 from conveyor_runtime.bus.consumers import ensure_consumer
@@ -17,6 +17,25 @@ from conveyor_runtime.models import LogLine, ResourceDefinition, Run
 from conveyor_runtime.reconcile import Driver, DriverManager
 from conveyor_runtime.reconcile.manager import ManagerDeps
 from conveyor_runtime.store import KvStore, LogStore, State, View
+
+
+@dataclass
+class PretendedOrchestra:
+    """A node without containers: what a driver process asks of its backends before user code runs."""
+
+    node: str
+    backends: tuple[()] = ()
+
+    @property
+    def default(self) -> PretendedOrchestra:
+        return self
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return (self.node,)
+
+    def pick(self, name: str | None) -> PretendedOrchestra:
+        return self
 
 
 @dataclass
@@ -53,8 +72,8 @@ class Cluster:
         """A resource's new spec."""
         return await self.intake.update(Draft(type_, name, spec, pipeline))
 
-    async def add(self, driver: Driver, **settings: Any) -> DriverManager:
-        """Start a process's worth of a driver, on a connection of its own."""
+    async def add(self, driver: Driver, *, node: str = "", **settings: Any) -> DriverManager:
+        """Start a process's worth of a driver, on a connection of its own; on a pretended node if one is named."""
         bus = await Bus.connect(self.url, name=driver.name)
         self.stack.push_async_callback(bus.close)
         committers = [Committer(bus, stream) for stream in ("KV_cv-state", "cv-results", "cv-logs")]
@@ -64,6 +83,7 @@ class Cluster:
             results=committers[1],
             logs=committers[2],
             installation="test",
+            orchestra=cast(Any, PretendedOrchestra(node)) if node else None,
         )
         manager = DriverManager(driver, DriverSettings(**{"drain_grace": 5.0, "kill_grace": 0.5, **settings}), deps)
         task = asyncio.create_task(manager.run())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conveyor_runtime.engine.describe import RunView, describe_run
+from conveyor_runtime.engine.describe import Run, describe_run
 from conveyor_runtime.models import (
     Cancel,
     Claim,
@@ -35,7 +35,7 @@ def run_of(*steps: StepState, **fields: Any) -> RunRecord:
     return RunRecord(**{"run_id": "r", "status": Status.ACCEPTED, "plan": PLAN, "steps": states, **base, **fields})
 
 
-def shown(run: RunRecord, records: dict[str, Model] | None = None, *, active: str | None = "r") -> RunView:
+def shown(run: RunRecord, records: dict[str, Model] | None = None, *, active: str | None = "r") -> Run:
     view = View(MemoryStore())
     entry = Entry(run_id=active, event="create", generation=1) if active else None
     resource = ResourceRecord(id="i", type="thing", name="one", created_at=NOW, updated_at=NOW, active=entry)
@@ -61,7 +61,11 @@ def living(**fields: Any) -> dict[str, Model]:
         (OPEN, {**DRIVER, **living(ended=True)}, "waits for a d process: none is running"),
         (OPEN, {**DRIVER, **living(gone="x")}, "waits for a d process: none is running"),
         (OPEN, {**DRIVER, **living()}, "waits for a free d"),
-        (OPEN.model_copy(update={"node": "n9"}), {**DRIVER, **living()}, "waits for a d process on node n9: none is running"),
+        (
+            OPEN.model_copy(update={"node": "n9"}),
+            {**DRIVER, **living()},
+            "waits for a d process on node n9: none is running",
+        ),
         (OPEN.model_copy(update={"node": "n9"}), {**DRIVER, **living(nodes=("n9",))}, "waits for a free d on node n9"),
     ],
 )

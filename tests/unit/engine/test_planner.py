@@ -418,7 +418,9 @@ ACTIONS = st.tuples(
     st.sampled_from([*BAD, Status.SUCCEEDED, Status.SKIPPED]),
     st.booleans(),
 )
-PLANS = st.sampled_from([chain("a"), chain("a", "b", last=("z",)), chain("a", "b", "c", last=("y", "z")), chain(last=("z",))])
+PLANS = st.sampled_from(
+    [chain("a"), chain("a", "b", last=("z",)), chain("a", "b", "c", last=("y", "z")), chain(last=("z",))]
+)
 
 
 def act(run: RunRecord, action: str, number: int, status: Status, flag: bool, at: Fleet, now: datetime) -> RunRecord:
