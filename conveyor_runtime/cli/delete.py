@@ -37,12 +37,19 @@ def delete(
     Examples: conveyor delete ci-build hello --wait
               conveyor delete -f ci-build.yaml
     """
+    from conveyor_runtime.client import ConflictError, NotFoundError
+
     targets = _targets(type_, name, file)
 
     async def question(client: Client) -> ExitCode:
         code = ExitCode.SUCCESS
         for noun, target in targets:
-            code = max(code, await _delete(client, noun, target, wait=wait))
+            try:
+                code = max(code, await _delete(client, noun, target, wait=wait))
+            except (NotFoundError, ConflictError) as error:
+                # One that cannot be deleted keeps none of the others.
+                say(f"error: {noun.title}/{target}: {error}")
+                code = max(code, ExitCode.FAILED)
         return code
 
     raise typer.Exit(ask(ctx, api_url, token, question))

@@ -45,6 +45,8 @@ def demo() -> None:
     \b
     Example: conveyor demo
     """
+    import asyncio
+    import signal
     import tempfile
 
     import uvloop
@@ -58,7 +60,10 @@ def demo() -> None:
         say(f"demo: building {repository.path} at {repository.commit[:12]}")
         if repository.note:
             say(f"demo: {repository.note}")
-        run = uvloop.run(_build(Path(folder), f"file://{repository.path}", repository.commit))
+        try:
+            run = uvloop.run(_build(Path(folder), f"file://{repository.path}", repository.commit))
+        except asyncio.CancelledError:
+            raise typer.Exit(128 + signal.SIGTERM) from None
     code = exit_code_of(run.status)
     if code is ExitCode.SUCCESS:
         say("\ndemo: that was all of it. Next: `conveyor up`, and in another terminal `conveyor run -f FILE --watch`.")
@@ -66,12 +71,19 @@ def demo() -> None:
 
 
 async def _build(folder: Path, repository: str, commit: str) -> Run:
+    import asyncio
+    import signal
+
     from conveyor_runtime.cli.watch import print_closing, watch
     from conveyor_runtime.client import Client
     from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
     from conveyor_runtime.daemon import UpSettings, up
     from conveyor_runtime.security import new_token
 
+    task = asyncio.current_task()
+    assert task is not None
+    # As Ctrl-C does: everything is taken down again.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     image = await _image()
     backend = "docker" if image else "native"
     settings = UpSettings(

@@ -63,6 +63,10 @@ def print_yaml(data: Any) -> None:
     yaml.dump(_blocks(data), sys.stdout)
 
 
+#: What a block would not give back as it was: spaces at line ends, an indented beginning, other kinds of line ends.
+_NO_BLOCK = re.compile(r"[^\S\n]\n|\A\s|[^\n\t -~\xa0-\u2027\u202a-\ud7ff]")
+
+
 def _blocks(data: Any) -> Any:
     """The same with every text of several lines as a block, which is how people write scripts."""
     from ruamel.yaml.scalarstring import LiteralScalarString
@@ -71,11 +75,7 @@ def _blocks(data: Any) -> Any:
         return {key: _blocks(value) for key, value in data.items()}
     if isinstance(data, list):
         return [_blocks(value) for value in data]
-    if (
-        isinstance(data, str)
-        and "\n" in data
-        and not re.search(r"[^\S\n]\n|\A\s|[^\n\t -~\xa0-\u2027\u202a-\ud7ff]", data)
-    ):
+    if isinstance(data, str) and "\n" in data and not _NO_BLOCK.search(data):
         return LiteralScalarString(data)
     return data
 

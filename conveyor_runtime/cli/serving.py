@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from conveyor_runtime.cli import options
-from conveyor_runtime.cli.errors import say
+from conveyor_runtime.cli.connection import globals_of
+from conveyor_runtime.cli.errors import CliError, ExitCode, say
 
 __all__ = ["serve", "start_logging", "up"]
 
 
 def up(
+    ctx: typer.Context,
     data: options.DataDir = Path(".conveyor"),
     host: options.Host = "127.0.0.1",
     api_port: options.Port = 8080,
@@ -46,12 +48,13 @@ def up(
     Example: conveyor up --api-port 0 --drivers all --backend native
     """
     start_logging(log_level, log_format)
-    _check_backend(backend)
+    _check_backend(backend, wanted=drivers != "none")
     from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
     from conveyor_runtime.daemon import UpSettings, run_up
 
     chosen = {"all": None, "none": ()}.get(drivers, options.listed(drivers))
     allow = options.is_loopback(host) if allow_file_repositories is None else allow_file_repositories
+    token = token or globals_of(ctx).token
     _warn_if_open(host, token)
     settings = UpSettings(
         bus=BusSettings(url=nats_url, data_dir=data, host=host, port=nats_port, sync=sync),
@@ -66,6 +69,7 @@ def up(
 
 
 def serve(
+    ctx: typer.Context,
     nats_url: Annotated[
         str,
         typer.Option(
@@ -99,6 +103,7 @@ def serve(
     from conveyor_runtime.config import ApiSettings, BusSettings
     from conveyor_runtime.daemon import run_serve
 
+    token = token or globals_of(ctx).token
     _warn_if_open(host, token)
     bus = BusSettings(url=nats_url, data_dir=data, host=host, port=nats_port, sync=sync, replicas=replicas)
     raise typer.Exit(run_serve(bus, ApiSettings(host=host, port=api_port, token=token), ready_file))
@@ -116,12 +121,28 @@ def start_logging(level: str, form: str) -> None:
     os.environ.update(CONVEYOR_LOG_LEVEL=level, CONVEYOR_LOG_FORMAT=form)
 
 
-def _check_backend(backend: str) -> None:
-    """Refused here at once; a driver process would only say so again and again."""
+def _check_backend(backend: str, *, wanted: bool) -> None:
+    """Refuse at once what every driver process would only say again and again, once a minute."""
     from conveyor_runtime.orchestra.registry import BUILT_IN
 
     if backend not in ("auto", *BUILT_IN.names):
         raise typer.BadParameter(f"there is no backend {backend!r}; there are auto, {', '.join(BUILT_IN.names)}")
+    if backend in ("auto", "native") or not wanted:
+        return
+    import asyncio
+
+    from conveyor_runtime.errors import BackendUnavailable
+    from conveyor_runtime.orchestra import Orchestra
+
+    async def look() -> None:
+        await (await Orchestra.open(backend)).close()
+
+    try:
+        asyncio.run(look())
+    except BackendUnavailable as error:
+        raise CliError(
+            f"--backend {backend}", str(error), "start its daemon, or use --backend auto", code=ExitCode.UNREACHABLE
+        ) from error
 
 
 def _warn_if_open(host: str, token: str) -> None:

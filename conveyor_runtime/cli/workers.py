@@ -6,6 +6,7 @@ The subcommands are made from the entry points' names alone: no driver is import
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,7 @@ def driver_names() -> list[str]:
     return sorted(point.name for point in _installed())
 
 
+@cache  # looking through all installed packages takes a while, and the help asks once per driver
 def _installed() -> Iterable[EntryPoint]:
     from importlib.metadata import entry_points
 

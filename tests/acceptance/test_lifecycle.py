@@ -81,6 +81,14 @@ def test_settings_that_cannot_work(own_world: World) -> None:
     assert not own_world.left()
 
 
+def test_a_backend_that_does_not_answer(own_world: World) -> None:
+    absent = f"unix://{own_world.folder}/nothing.sock"
+    done = own_world.run("up", "--backend", "docker", "--api-port", "0", DOCKER_HOST=absent)
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: --backend docker: docker does not answer")
+    assert not own_world.left()
+
+
 def test_nobody_answers(own_world: World) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -144,6 +152,18 @@ def test_the_demo_without_docker(tmp_path: Path) -> None:
     assert [it.name for it in tmp_path.iterdir() if it.name.startswith("conveyor-demo")] == []
     world = World(tmp_path, mark=str(tmp_path))
     eventually(lambda: not world.left(), 5.0)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_demo_leaves_nothing(own_world: World, number: int, code: int) -> None:
+    folder = own_world.folder
+    demo = own_world.start("demo", TMPDIR=str(folder), DOCKER_HOST=f"unix://{folder}/nothing.sock")
+    demo.until("demo: starting")
+    demo.signal(number)
+    assert demo.end() == code
+    assert "Traceback" not in demo.err
+    assert [it.name for it in folder.iterdir() if it.name.startswith("conveyor-demo")] == []
+    eventually(lambda: not own_world.left(), 5.0)
 
 
 @pytest.mark.docker
