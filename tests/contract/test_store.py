@@ -155,7 +155,7 @@ async def test_a_watch_says_when_it_has_caught_up(store: Store, present: int) ->
 
     async def read() -> None:
         async for change in watch:
-            seen.append(change.key)
+            seen.append(change.key)  # noqa: PERF401 - seen while it goes on
 
     reading = asyncio.create_task(read())
     async with asyncio.timeout(5):

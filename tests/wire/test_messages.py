@@ -8,7 +8,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from conveyor_runtime.bus import Bus, Committer, Delivery
+from conveyor_runtime.bus import Bus, Committer
 from conveyor_runtime.models import DriverMessage, LogLine, PipelineEvent, Resource, Status
 from conveyor_runtime.reconcile.logger import DriverLogger
 from conveyor_runtime.reconcile.outcome import Outcome
@@ -96,7 +96,7 @@ def test_what_we_report_has_their_fields_and_types(theirs: dict[str, Any], plain
         "id": "m",
         "payload": orjson.dumps(theirs["resource"]).decode(),
     }
-    work = decode(cast(Delivery, delivery(orjson.dumps(body), headers)))
+    work = decode(delivery(orjson.dumps(body), headers))
     said = theirs["driverresult"]
     status = Status.SUCCEEDED if said["success"] else Status.FAILED
     result = work.result(said["driver"], Outcome(status, said["message"], said["data"]))
@@ -154,7 +154,7 @@ async def test_a_dispatch_too_big_for_the_bus_ends_its_step(cluster: Cluster) ->
     assert found is not None
     huge = Resource(name="one", resource="thing", spec={"x": "y" * cluster.bus.max_payload})
     await cluster.state.commit(Put(keys.run(accepted.run_id), found.record.model_copy(update={"resource": None})))
-    cluster.engine.state.run_input = lambda run: _huge(huge)  # type: ignore[method-assign, assignment]
+    cluster.engine.state.run_input = lambda run: _huge(huge)  # type: ignore[method-assign]
     await cluster.add(recorder("a", []))
     run = await cluster.ended(accepted.run_id)
     assert run.status == "Error" and "the bus takes" in run.reason

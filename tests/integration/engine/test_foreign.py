@@ -235,9 +235,7 @@ async def test_its_timeout_begins_when_it_has_taken_the_message(cluster: Cluster
     assert cluster.run(run_id).status == "TimedOut", "a late result changes nothing"
 
 
-async def test_without_its_consumer_nothing_is_published_and_back_again_it_is(
-    cluster: Cluster, foreign: Foreign
-) -> None:
+async def test_without_its_consumer_nothing_is_published_until_it_is_back(cluster: Cluster, foreign: Foreign) -> None:
     """Rule 17."""
     sdk = await foreign("afar")
     await sdk.vanish()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from conveyor_runtime.engine.describe import Run, describe_run
+from conveyor_runtime.engine.describe import describe_run
 from conveyor_runtime.models import (
     Cancel,
     Claim,
@@ -17,6 +18,7 @@ from conveyor_runtime.models import (
     Model,
     PlannedStep,
     ResourceRecord,
+    Run,
     RunRecord,
     Status,
     StepState,
@@ -35,7 +37,7 @@ def run_of(*steps: StepState, **fields: Any) -> RunRecord:
     return RunRecord(**{"run_id": "r", "status": Status.ACCEPTED, "plan": PLAN, "steps": states, **base, **fields})
 
 
-def shown(run: RunRecord, records: dict[str, Model] | None = None, *, active: str | None = "r") -> Run:
+def shown(run: RunRecord, records: Mapping[str, Model] | None = None, *, active: str | None = "r") -> Run:
     view = View(MemoryStore())
     entry = Entry(run_id=active, event="create", generation=1) if active else None
     resource = ResourceRecord(id="i", type="thing", name="one", created_at=NOW, updated_at=NOW, active=entry)

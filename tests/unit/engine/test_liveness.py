@@ -16,7 +16,8 @@ from tests.unit.engine.world import Watcher
 
 async def test_a_silent_lease_is_dead_after_45_seconds_of_our_own_clock() -> None:
     """Rule 11."""
-    watcher, told = Watcher(), []
+    watcher = Watcher()
+    told: list[str] = []
     watcher.liveness.listen(told.append)
     await watcher.instance()
     await watcher.pass_time(LEASE_SILENCE)
@@ -52,7 +53,8 @@ async def test_a_reconnect_starts_the_time_anew_and_a_cut_off_observer_says_noth
 
 async def test_an_observer_that_stood_still_has_seen_nothing_meanwhile() -> None:
     """Rule 11: renewals may be waiting in our own socket."""
-    watcher, told = Watcher(), []
+    watcher = Watcher()
+    told: list[str] = []
     watcher.liveness.listen(told.append)
     await watcher.instance()
     await watcher.pass_time(5)
@@ -67,7 +69,8 @@ async def test_an_observer_that_stood_still_has_seen_nothing_meanwhile() -> None
 @pytest.mark.parametrize("fields", [{"ended": True}, {"gone": "said so"}])
 async def test_who_ended_or_is_gone_is_dead_at_once(fields: dict[str, Any]) -> None:
     """Rule 11."""
-    watcher, told = Watcher(), []
+    watcher = Watcher()
+    told: list[str] = []
     watcher.liveness.listen(told.append)
     await watcher.instance(**fields)
     assert watcher.liveness.is_dead("i") and told == ["i"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,10 +18,10 @@ HOURS = 10**5
 
 
 @pytest.fixture
-def watcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher]:
+def watcher(monkeypatch: pytest.MonkeyPatch) -> Watcher:
     watcher = Watcher(FLEET)
     monkeypatch.setattr("conveyor_runtime.engine.ownership.stream_info", watcher.stream_info)
-    yield watcher
+    return watcher
 
 
 async def examine(watcher: Watcher, *, cancel: bool = False, finally_: bool = False, **state: Any) -> RunRecord:

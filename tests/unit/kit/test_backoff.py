@@ -17,7 +17,9 @@ def test_it_doubles_up_to_the_maximum(attempt: int, wait: float) -> None:
 
 @given(st.integers(1, 1000))
 def test_the_random_point_lies_in_the_upper_half(attempt: int) -> None:
-    assert 0.5 <= exponential(attempt, initial=1, maximum=60) / exponential(attempt, initial=1, maximum=60, jitter=1) <= 1
+    assert (
+        0.5 <= exponential(attempt, initial=1, maximum=60) / exponential(attempt, initial=1, maximum=60, jitter=1) <= 1
+    )
 
 
 def test_a_loop_starts_over_after_a_success() -> None:

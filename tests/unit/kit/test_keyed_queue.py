@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -62,7 +63,7 @@ async def test_a_failure_is_tried_again_with_growing_waits_until_it_succeeds() -
     queue.add("a")
     await asyncio.sleep(60)
     assert len(at) == 5 and len(queue) == 0
-    gaps = [later - earlier for earlier, later in zip(at, at[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(at)]
     for number, gap in enumerate(gaps):
         assert 0.1 * 2**number <= gap <= 0.21 * 2**number
     at.clear()

@@ -219,9 +219,7 @@ async def test_sync_code_that_waits_for_its_cancel_is_stopped() -> None:
     assert result is not None and result.status is Status.CANCELLED
 
 
-@pytest.mark.parametrize(
-    "error", [SystemExit(3), StopIteration("x"), StopAsyncIteration("x"), asyncio.CancelledError()]
-)
+@pytest.mark.parametrize("error", [SystemExit(3), StopIteration("x"), StopAsyncIteration(), asyncio.CancelledError()])
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_no_exception_escapes_or_is_lost(error: BaseException, is_async: bool) -> None:
     def sync(payload: str, event: str, run_id: str, logger: DriverLogger) -> None:

@@ -116,8 +116,8 @@ async def test_a_stream_gives_out_whole_lines_and_its_rest_at_the_end() -> None:
     committer = FakeCommitter()
     logger = a_logger(committer)
     out = logger.stream("stderr")
-    print("a", "b", file=out)  # type: ignore[call-overload]
-    print("no end", end="", file=out)  # type: ignore[call-overload]
+    print("a", "b", file=out)
+    print("no end", end="", file=out)
     assert out.write("") == 0
     out.flush()
     await asyncio.sleep(1)

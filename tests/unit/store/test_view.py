@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,9 +16,7 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def run_of(run_id: str, status: Status = Status.RUNNING) -> RunRecord:
-    return RunRecord(
-        run_id=run_id, type="t", name="n", event="create", generation=1, status=status, created_at=NOW
-    )
+    return RunRecord(run_id=run_id, type="t", name="n", event="create", generation=1, status=status, created_at=NOW)
 
 
 def run_change(run_id: str, revision: int, status: Status = Status.RUNNING) -> Change:
@@ -30,8 +27,8 @@ CLAIM = Claim(instance="i", at=NOW)
 
 
 @pytest.fixture
-def view() -> Iterator[View]:
-    yield View(MemoryStore())
+def view() -> View:
+    return View(MemoryStore())
 
 
 def test_live_runs_are_those_that_are_not_terminal(view: View) -> None:
@@ -75,7 +72,9 @@ def test_claims_are_found_by_their_run(view: View) -> None:
     assert [run_id for run_id, _ in view.claims()] == ["q"]
 
 
-@pytest.mark.parametrize("key", ["run", "run.a.b", "claim.a", "resource.a", "what.ever", "version.i.1", "resource.a.b.c"])
+@pytest.mark.parametrize(
+    "key", ["run", "run.a.b", "claim.a", "resource.a", "what.ever", "version.i.1", "resource.a.b.c"]
+)
 def test_a_key_somebody_else_made_does_no_harm(view: View, key: str) -> None:
     view.apply(Change(key, b"\xff not ours", 1))
     assert view.run_ids() == [] and list(view.resources()) == [] and list(view.claims()) == []

@@ -1,0 +1,388 @@
+"""What the protocol promises, rule by rule, where no other test shows it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from conveyor_runtime.bus import EmbeddedServer, Message, Receipt
+from conveyor_runtime.bus.streams import stream_info
+from conveyor_runtime.engine import planner
+from conveyor_runtime.engine.purge import Purge
+from conveyor_runtime.errors import BusUnavailable
+from conveyor_runtime.models import Claim, DriverResult, Resource, Status, utc_now
+from conveyor_runtime.reconcile import Driver, DriverLogger
+from conveyor_runtime.reconcile.lease import SELF_FENCE, Lease, LeaseLostError
+from conveyor_runtime.store import LogStore, MemoryStore, Put, State, keys
+from tests.integration.engine.test_queue import Gate
+from tests.integration.engine.test_runs import recorder
+from tests.support.cluster import Cluster, cluster_on
+
+
+async def messages(cluster: Cluster, stream: str) -> int:
+    info = await stream_info(cluster.bus, stream)
+    assert info is not None
+    return int(info["state"]["messages"])
+
+
+async def test_a_run_still_waiting_its_turn_ends_unrun_when_cancelled(cluster: Cluster) -> None:
+    """Rules 1 and 2: not even its `finally` steps are dispatched."""
+    gate = Gate()
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate", finally_=("last",))
+    await cluster.add(gate.driver)
+    await cluster.add(recorder("last", calls))
+    first = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    second = (await cluster.put("thing", "one", "p", x=1)).run_id
+    await cluster.intake.cancel(second, who="test", why="enough")
+    run = await cluster.ended(second)
+    assert (run.status, run.reason) == ("Cancelled", "cancelled by test: enough")
+    assert [step.status for step in run.steps] == ["Skipped", "Skipped"] and calls == []
+    gate.open.set()
+    assert (await cluster.ended(first)).status == "Succeeded"
+    assert calls == [("last", "create")]
+
+
+async def test_a_write_that_stood_still_is_not_answered_with_a_run_that_is_gone(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 1."""
+    monkeypatch.setattr("conveyor_runtime.engine.intake._SLOW", timedelta(0))
+    await cluster.define("thing")
+    write_run = cluster.intake._write_run
+
+    async def swept(run: Any) -> int:
+        revision = await write_run(run)
+        await cluster.state.commit(Put(keys.run(run.run_id), None, revision))
+        return revision
+
+    monkeypatch.setattr(cluster.intake, "_write_run", swept)
+    with pytest.raises(BusUnavailable, match="try again"):
+        await cluster.post("thing", "one")
+    monkeypatch.setattr(cluster.intake, "_write_run", write_run)
+    await cluster.until(lambda: cluster.state.view.resource("thing", "one").record.active is None)  # type: ignore[union-attr]
+    await cluster.add(recorder("a", []))
+    assert (await cluster.ended((await cluster.put("thing", "one", x=1)).run_id)).status == "Succeeded"
+
+
+async def test_steps_of_a_run_meet_on_the_node_of_the_first(cluster: Cluster) -> None:
+    """Rule 5."""
+    where: list[tuple[str, str]] = []
+
+    def sandbox(name: str, node: str) -> Driver:
+        async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
+            where.append((payload.name, node))
+
+        return Driver(name, ("thing",), reconcile, sandbox=True, direct=False)
+
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "start", "build", finally_=("stop",))
+    for node in ("n1", "n2"):
+        for name in ("start", "build", "stop"):
+            await cluster.add(sandbox(name, node), node=node, concurrency=1)
+    runs = [(await cluster.post("thing", f"r{number}", "p")).run_id for number in range(10)]
+    assert {(await cluster.ended(run)).status for run in runs} == {"Succeeded"}
+    nodes = {name: {node for it, node in where if it == name} for name, _ in where}
+    assert all(len(found) == 1 for found in nodes.values()) and len(where) == 30
+
+
+async def test_a_handler_that_failed_between_claim_and_result_gives_up_when_it_is_asked_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 7."""
+    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch._BUSY_RETRY", 0.05)
+    from conveyor_runtime.reconcile import dispatch
+    from conveyor_runtime.reconcile.publish import publish_result
+
+    publish, tries = publish_result, Counter[str]()
+
+    async def once(*arguments: Any) -> None:
+        tries["publish"] += 1
+        if tries["publish"] == 1:
+            raise BusUnavailable("lost half-way")
+        await publish(*arguments)
+
+    monkeypatch.setattr(dispatch, "publish_result", once)
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    await cluster.add(recorder("a", calls))
+    run = await cluster.ended((await cluster.post("thing", "one", "p")).run_id)
+    record = cluster.state.view.run(run.run_id)
+    assert record is not None and record.record.steps["a"].takeover == 1 and record.record.steps["a"].deaths == 0
+    claim = await cluster.state.claim(run.run_id, "a", 1, 0)
+    assert claim is not None and claim.record.given_up and len(calls) == 2
+
+
+async def test_a_dispatch_somebody_else_has_is_left_alone_and_one_that_is_over_dropped(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 7."""
+    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch._BUSY_RETRY", 0.05)
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await cluster.state.commit(Put(keys.claim(run_id, "a", 1, 0), Claim(instance="other", at=utc_now()), 0))
+    cluster.engine.liveness.is_dead = lambda instance_id: False  # type: ignore[method-assign]
+    await cluster.add(recorder("a", calls))
+    await cluster.until(lambda: cluster.run(run_id).steps[0].status == "Running")
+
+    async with asyncio.timeout(10):
+        while not await messages(cluster, "messages"):
+            await asyncio.sleep(0.01)
+    assert calls == []
+    await cluster.engine.transitions.change(
+        run_id, lambda run: planner.end_step(run, "a", Status.FAILED, "over", utc_now())
+    )
+    async with asyncio.timeout(10):
+        while await messages(cluster, "messages"):
+            await asyncio.sleep(0.05)
+    assert calls == []
+
+
+async def test_every_line_is_stored_before_the_result_and_the_result_before_the_ack(cluster: Cluster) -> None:
+    """Rule 9."""
+    order: list[str] = []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    manager = await cluster.add(recorder("a", []))
+    deps = manager._dispatch.deps
+
+    def slowly(name: str, commit: Any, seconds: float) -> Any:
+        async def slow(unit: Sequence[Message], *, timeout: float = 10.0) -> list[Receipt]:
+            await asyncio.sleep(seconds)
+            receipts: list[Receipt] = await commit(unit, timeout=timeout)
+            order.append(name)
+            return receipts
+
+        return slow
+
+    deps.logs.commit = slowly("line", deps.logs.commit, 0.2)  # type: ignore[method-assign]
+    deps.results.commit = slowly("result", deps.results.commit, 0.1)  # type: ignore[method-assign]
+    handle = manager._dispatch.handle
+
+    async def watched(delivery: Any) -> None:
+        ack = delivery.ack
+
+        async def noted() -> None:
+            order.append("ack")
+            await ack()
+
+        delivery.ack = noted
+        await handle(delivery)
+
+    manager._dispatch.handle = watched  # type: ignore[method-assign]
+    await cluster.ended((await cluster.post("thing", "one", "p")).run_id)
+    async with asyncio.timeout(5):
+        while len(order) < 3:
+            await asyncio.sleep(0.01)
+    assert order == ["line", "result", "ack"]
+
+
+async def test_a_result_stays_on_the_bus_until_it_is_committed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 10."""
+    refused = asyncio.Event()
+    commit = cluster.state.commit
+
+    async def refuse_once(*puts: Put, timeout: float = 10.0) -> list[int]:
+        record = puts[0].record
+        if not refused.is_set() and getattr(record, "steps", None) and record.steps["a"].status == "Succeeded":  # type: ignore[union-attr]
+            assert await messages(cluster, "cv-results") == 1
+            refused.set()
+            raise BusUnavailable("not now")
+        return await commit(*puts, timeout=timeout)
+
+    monkeypatch.setattr(cluster.state, "commit", refuse_once)
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    await cluster.add(recorder("a", []))
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await refused.wait()
+    assert (await cluster.ended(run_id)).status == "Succeeded"
+    async with asyncio.timeout(5):
+        while await messages(cluster, "cv-results"):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("run_id", [b"a.b", b"*", b"a b", b"", b"x" * 200])
+async def test_a_result_of_no_possible_run_is_set_aside_and_holds_nothing_up(cluster: Cluster, run_id: bytes) -> None:
+    """Rule 10, and the bound on poison: takeovers wait for results, so none may stay for ever."""
+    await cluster.bus.publish("pipelines.driver.result", b'{"event":"driver.result","run_id":"%s"}' % run_id)
+    async with asyncio.timeout(5):
+        while await messages(cluster, "cv-results") or not await messages(cluster, "cv-dlq"):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_result_as_large_as_the_bus_takes_is_set_aside_cut(cluster: Cluster) -> None:
+    await cluster.bus.publish("pipelines.driver.result", b"x" * (cluster.bus.max_payload - 200))
+    async with asyncio.timeout(10):
+        while not await messages(cluster, "cv-dlq"):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_lease_holds_25_seconds_from_the_sending_of_its_last_confirmed_renewal() -> None:
+    """Rule 12."""
+    now = 100.0
+    lease = Lease(State(MemoryStore()), "d", (), 1, lambda: now)
+    assert not lease.held()
+    await lease.renew()
+    now += SELF_FENCE
+    assert lease.held()
+    now += 0.1
+    assert not lease.held()
+    commit = lease._state.commit
+
+    async def slow(*puts: Put, timeout: float = 10.0) -> list[int]:
+        nonlocal now
+        now += 3
+        return await commit(*puts, timeout=timeout)
+
+    lease._state.commit = slow  # type: ignore[method-assign]
+    await lease.renew()
+    now += SELF_FENCE - 3
+    assert lease.held()
+    now += 0.1
+    assert not lease.held(), "it counts from the sending, not from the answer"
+    lease._state.commit = commit  # type: ignore[method-assign]
+    await lease.renew()
+    await lease.end()
+    assert not lease.held()
+    found = await lease._state.instance(lease.id)
+    assert found is not None and found.record.ended
+
+
+@pytest.mark.parametrize("how", ["gone", "removed"])
+async def test_a_lease_others_took_away_is_lost_for_good(how: str) -> None:
+    """Rules 11 and 12."""
+    lease = Lease(State(MemoryStore()), "d", (), 1)
+    await lease.renew()
+    found = await lease._state.instance(lease.id)
+    assert found is not None
+    gone = found.record.model_copy(update={"gone": "said so"}) if how == "gone" else None
+    await lease._state.commit(Put(keys.instance(lease.id), gone))
+    with pytest.raises(LeaseLostError):
+        await lease.renew()
+    assert not lease.held()
+
+
+async def test_a_dispatch_that_still_waits_is_not_issued_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 16."""
+    monkeypatch.setattr("conveyor_runtime.engine.sweep._SETTLING", timedelta(0))
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate")
+    await cluster.add(gate.driver, concurrency=1)
+    runs = [(await cluster.post("thing", f"r{number}", "p")).run_id for number in range(3)]
+    await gate.started.get()
+    monkeypatch.setattr("conveyor_runtime.engine.sweep._SETTLING", timedelta(seconds=1))
+    cluster.engine.transitions.now = lambda: utc_now() + timedelta(seconds=30)
+    await cluster.sweep.sweep()
+    issues = [cluster.state.view.run(run).record.steps["gate"].issue for run in runs]  # type: ignore[union-attr]
+    assert issues == [1, 1, 1]
+    gate.open.set()
+    for run in runs:
+        await cluster.ended(run)
+
+
+async def test_a_follower_sees_each_line_once_and_ends_with_the_run(cluster: Cluster) -> None:
+    """Rule 19."""
+    line = b'{"runid":"r","driver":"d","step":"s","attempt":1,"seq":%d,"message":"%d"}'
+    other = line.replace(b'"driver":"d"', b'"driver":"e"')
+    for data in (line % (1, 1), line % (2, 2), line % (1, 1), line % (2, 2), other % (1, 10), b"no json"):
+        await cluster.bus.publish("logs.r", data)
+    ended, seen = asyncio.Event(), []
+
+    async def follow() -> None:
+        async for entry in LogStore(cluster.bus).follow("r", ended.wait()):  # type: ignore[arg-type]
+            seen.append(entry.line.message)  # noqa: PERF401 - seen while it goes on
+
+    following = asyncio.create_task(follow())
+    await cluster.bus.publish("logs.r", line % (3, 3))
+    ended.set()
+    async with asyncio.timeout(5):
+        await following
+    assert seen == ["1", "2", "10", "no json", "3"]
+
+
+async def test_old_runs_are_purged_whole_and_named_or_young_ones_kept(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 21."""
+
+    async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> DriverResult:
+        logger.info("a line")
+        return DriverResult(success=True, data="x" * 10_000)
+
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    await cluster.add(Driver("a", ("thing",), reconcile))
+    first = (await cluster.post("thing", "one", "p", x="y" * 5000)).run_id
+    await cluster.ended(first)
+    second = (await cluster.put("thing", "one", "p", x=2)).run_id
+    await cluster.ended(second)
+    await cluster.until(lambda: cluster.state.view.resource("thing", "one").record.last_run == second)  # type: ignore[union-attr]
+    purge = Purge(cluster.engine.transitions, cluster.bus)
+
+    async def left(run_id: str) -> list[str]:
+        found = [it.key.split(".")[0] for kind in ("run", "claim", "data", "input") for it in await cluster.state.store.list(f"{kind}.") if run_id in it.key]  # noqa: E501  # fmt: skip
+        return [*found, *["log" for _ in await cluster.logs(run_id)]]
+
+    assert await left(first) == ["run", "claim", "data", "input", "log"]
+    assert await purge.round() == 0
+    for wait, many, gone in [
+        (timedelta(days=29), 100, 0),
+        (timedelta(minutes=59), 1, 0),
+        (timedelta(minutes=61), 1, 1),
+    ]:
+        later = wait
+        cluster.engine.transitions.now = lambda: utc_now() + later  # noqa: B023 - used up in this turn
+        monkeypatch.setattr("conveyor_runtime.engine.purge.KEEP_MOST", many)
+        assert await purge.round() == gone
+    assert await left(first) == [] and await left(second) == ["run", "claim", "data", "log"]
+    cluster.engine.transitions.now = lambda: utc_now() + timedelta(days=31)
+    assert await purge.round() == 0, "a resource names its last run"
+    await cluster.intake.delete("thing", "one")
+    await cluster.gone("thing", "one")
+    assert await purge.round() >= 1 and await left(second) == []
+
+
+async def test_two_engines_share_a_hundred_runs_and_nothing_runs_twice(
+    cluster: Cluster, nats_server: EmbeddedServer
+) -> None:
+    """Rules 4, 7 and 10: any engine may do any engine rule."""
+    calls: Counter[tuple[str, str]] = Counter()
+
+    def counting(name: str) -> Driver:
+        async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
+            calls[run_id, name] += 1
+
+        return Driver(name, ("thing",), reconcile, direct=False)
+
+    async with cluster_on(nats_server.url) as other:
+        await cluster.define("thing")
+        await cluster.pipeline("p", "thing", "a", "b", finally_=("z",))
+        for name in "abz":
+            await cluster.add(counting(name), concurrency=20)
+        await other.until(lambda: other.state.view.resource("pipeline", "p") and len(other.state.view.drivers()) == 3)
+        posted = await asyncio.gather(
+            *((cluster, other)[number % 2].post("thing", f"r{number}", "p") for number in range(100))
+        )
+        for accepted in posted:
+            assert (await cluster.ended(accepted.run_id, 30)).status == "Succeeded"
+        assert len(calls) == 300 and set(calls.values()) == {1}
+        for engine in (cluster, other):
+            await engine.sweep.sweep()
+        await other.until(lambda: not other.state.view.live_runs)
+        await other.until(lambda: all(it.record.active is None for it in other.state.view.resources("thing")))
