@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conveyor_runtime.kit.backoff import Backoff, exponential
@@ -15,6 +15,7 @@ def test_it_doubles_up_to_the_maximum(attempt: int, wait: float) -> None:
     assert exponential(attempt, initial=1, maximum=60, jitter=0.0) == wait / 2
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1000))
 def test_the_random_point_lies_in_the_upper_half(attempt: int) -> None:
     assert (

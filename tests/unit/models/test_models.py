@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -44,6 +44,7 @@ def test_what_is_no_duration(bad: Any) -> None:
         parse_duration(bad)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_a_duration_is_read_or_refused_and_nothing_else(text: str) -> None:
     try:

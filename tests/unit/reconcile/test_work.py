@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conveyor_runtime.models import PipelineEvent, Status, StepResult
@@ -95,6 +95,7 @@ def messages(draw: st.DrawFn) -> bytes:
     return json.dumps(fields).encode()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | messages(), HEADERS)
 @example(b"[" * 100_000, {})
 @example(b'{"payload":"' + b"[" * 100_000 + b'"}', {})
@@ -145,6 +146,7 @@ def test_a_plain_result_has_nothing_of_ours() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([status for status in Status if status.terminal]),
     st.text(max_size=20),
