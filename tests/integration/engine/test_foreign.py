@@ -276,3 +276,21 @@ async def test_a_plain_event_is_worked_on_and_its_result_dropped(cluster: Cluste
     assert calls == [("a", "create")] and await cluster.state.store.list("claim.") == []
     assert await cluster.state.run("not-of-ours") is None
     await unsubscribe()
+
+
+async def test_it_is_handed_one_message_per_attempt_however_often_that_is_published(
+    cluster: Cluster, foreign: Foreign
+) -> None:
+    """Rule 17."""
+    await foreign("afar")
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "afar")
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await noted(cluster, run_id, "afar")
+    found = cluster.state.view.run(run_id)
+    assert found is not None
+    step, state = found.record.plan[0], found.record.steps["afar"]  # type: ignore[index]
+    again = state.model_copy(update={"issue": 7, "takeover": 3})
+    [receipt] = await cluster.engine.transitions.dispatcher.publish(found.record, [(step, again)])
+    assert receipt.duplicate
+    await waiting(cluster, 1)

@@ -386,3 +386,25 @@ async def test_two_engines_share_a_hundred_runs_and_nothing_runs_twice(
             await engine.sweep.sweep()
         await other.until(lambda: not other.state.view.live_runs)
         await other.until(lambda: all(it.record.active is None for it in other.state.view.resources("thing")))
+
+
+async def test_the_run_is_written_before_the_resource_that_names_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 1: a crash between the two leaves a run nobody names, never a name without a run."""
+    written: list[str] = []
+    commit = cluster.state.commit
+
+    async def noted(*puts: Put, timeout: float = 10.0) -> list[int]:
+        written.extend(put.key.split(".")[0] for put in puts)
+        return await commit(*puts, timeout=timeout)
+
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "nobody")
+    monkeypatch.setattr(cluster.state, "commit", noted)
+    await cluster.post("thing", "one", "p")
+    await cluster.put("thing", "one", "p", x=1)
+    assert written[:5] == ["run", "resource", "run", "version", "resource"]
+    written.clear()
+    await cluster.intake.delete("thing", "one")
+    assert written[:2] == ["run", "resource"]
