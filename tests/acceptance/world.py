@@ -77,6 +77,13 @@ class Process:
         """Send it a signal."""
         self._process.send_signal(number)
 
+    def ended(self, seconds: float) -> bool:
+        """Whether it has ended within this time; its output is read meanwhile."""
+        deadline = time.monotonic() + seconds
+        while self._read(deadline - time.monotonic()):
+            pass
+        return self._process.poll() is not None
+
     def end(self, seconds: float = 40.0) -> int:
         """Read to the end of its output and return its exit code."""
         deadline = time.monotonic() + seconds
