@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from conveyor_runtime.kit.child import end_with_parent
+
 T = TypeVar("T")
 
 CONVEYOR = (sys.executable, "-m", "conveyor_runtime")
@@ -55,6 +57,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=end_with_parent(),  # a test run that is killed leaves nothing either
         )
         self._selector = selectors.DefaultSelector()
         assert self._process.stdout is not None
