@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from conveyor_runtime.engine.planner import step_of
+from conveyor_runtime.engine.steps import step_of
 from conveyor_runtime.models import ENGINE, Claim, Run, RunRecord, RunResource, RunStep, Status, StepState
 from conveyor_runtime.store import View
 

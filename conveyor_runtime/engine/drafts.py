@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import plans
 from conveyor_runtime.engine.definitions import Definitions
 from conveyor_runtime.engine.validation import PIPELINE, check_size, parse
 from conveyor_runtime.errors import InvalidInput, Problem, Unprocessable
@@ -69,7 +69,7 @@ class DraftChecker:
         if spec.resource != type_:
             problem = f"pipeline {pipeline} is for {spec.resource}, not for {type_}"
             raise InvalidInput(problem, [Problem("/pipeline", problem)])
-        return planner.plan_pipeline(spec)
+        return plans.plan_pipeline(spec)
 
     async def pipeline_steps(self, record: ResourceRecord) -> tuple[PlannedStep, ...]:
         """The steps of the pipeline a resource has now; none if it has none or it is gone."""

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from datetime import datetime
 
 from conveyor_runtime.bus import Bus, Committer, Delivery, Puller, subjects
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, plans, steps
 from conveyor_runtime.engine.dispatcher import Dispatcher
 from conveyor_runtime.engine.foreign import LOOK_PERIOD, ForeignDrivers, ForeignSteps
 from conveyor_runtime.engine.liveness import Liveness
 from conveyor_runtime.engine.nodes import Nodes
 from conveyor_runtime.engine.ownership import Ownership
-from conveyor_runtime.engine.planner import Fleet
+from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.engine.results import dead_letter, fold, run_id_of
 from conveyor_runtime.engine.settle import Settler
 from conveyor_runtime.engine.transitions import Transitions
@@ -163,11 +163,11 @@ class Engine:
         if not self.is_active(run) and not (run.cancel is not None and await self._became_active(run)):
             return await self._end_if_cancelled(run)
         if run.run_id in self._starting:
-            noted = [(step, state) for step, state in planner.open_steps(run) if state.issue > 0]
+            noted = [(step, state) for step, state in steps.open_steps(run) if state.issue > 0]
             run = await self.transitions.dispatch(run, noted)
             self._starting.discard(run.run_id)
         run = await self.transitions.change(run.run_id, self._pinned, start=True) or run
-        for step, state in list(planner.open_steps(run)):
+        for step, state in list(steps.open_steps(run)):
             run = await self._examine(run, step, state)
         self._plan_retries(run)
         return run
@@ -185,7 +185,7 @@ class Engine:
         if run.plan is not None:
             return run
         fleet = self.fleet()
-        plan = planner.plan_direct(run.type, run.event, fleet)
+        plan = plans.plan_direct(run.type, run.event, fleet)
         if not plan and run.event in ("create", "update"):
             return run
         return run.model_copy(update={"plan": plan})

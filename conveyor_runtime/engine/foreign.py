@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import list_consumers
 from conveyor_runtime.bus.messages import delete_message, next_by_subject
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import InfrastructureError, RevisionConflict
 from conveyor_runtime.models import DriverRecord, PlannedStep, RunRecord, Status, StepState, is_name
@@ -108,7 +108,7 @@ class ForeignSteps:
         if state.foreign_seq is None:
             return await self._note_sequence(run, step, state, now)
         waiting = await self._is_waiting(run, step, state.foreign_seq)
-        if waiting and planner.cancel_applies(run, step):
+        if waiting and steps.cancel_applies(run, step):
             # Deleted before it was taken: nobody will work on it. If it is taken at this moment, the delete fails.
             if await delete_message(self._bus, MESSAGES, state.foreign_seq):
                 return await self._end(run, step, state, Status.CANCELLED, "cancelled before a driver took it")
@@ -123,7 +123,7 @@ class ForeignSteps:
         return run
 
     async def _end_if_cancelled(self, run: RunRecord, step: PlannedStep, state: StepState) -> RunRecord:
-        if planner.cancel_applies(run, step):
+        if steps.cancel_applies(run, step):
             return await self._end(run, step, state, Status.CANCELLED, "cancelled before a driver took it")
         return run
 

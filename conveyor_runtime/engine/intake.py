@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 import uuid_utils
 
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, plans
 from conveyor_runtime.engine.definitions import Definitions
 from conveyor_runtime.engine.drafts import Draft, DraftChecker
 from conveyor_runtime.engine.engine import Engine
@@ -147,7 +147,7 @@ class Intake:
             under_way = next((entry for entry in old.entries if entry.event == "delete"), None)
             if under_way is not None:
                 return Deleted(under_way.run_id, found.revision, gone=False)
-            plan = planner.plan_delete(type_, await self._drafts.pipeline_steps(old), self._engine.fleet())
+            plan = plans.plan_delete(type_, await self._drafts.pipeline_steps(old), self._engine.fleet())
             run = self._new_run(old, "delete", plan)
             assert run is not None
             revision = await self._write_run(run)
@@ -197,7 +197,7 @@ class Intake:
     def _new_run(self, record: ResourceRecord, event: str, plan: tuple[PlannedStep, ...] | None) -> RunRecord | None:
         """A run of the record as it is, its first steps open; None for a built-in type nobody listens to."""
         fleet, now = self._engine.fleet(), self._transitions.now()
-        if record.type == PIPELINE and event != "delete" and not planner.plan_direct(PIPELINE, event, fleet):
+        if record.type == PIPELINE and event != "delete" and not plans.plan_direct(PIPELINE, event, fleet):
             return None
         run = RunRecord(
             run_id=new_run_id(),

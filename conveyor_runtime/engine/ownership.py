@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from conveyor_runtime.bus import Bus
 from conveyor_runtime.bus.streams import stream_info
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.liveness import Liveness
 from conveyor_runtime.engine.nodes import NODE_GONE, Nodes
 from conveyor_runtime.engine.transitions import Transitions
@@ -44,7 +44,7 @@ class Ownership:
         self, run: RunRecord, step: PlannedStep, state: StepState, later: Callable[[str, float], None]
     ) -> RunRecord:
         """The run after whatever this step's claim calls for. `later(run_id, seconds)` asks for another look."""
-        cancelled = planner.cancel_applies(run, step)
+        cancelled = steps.cancel_applies(run, step)
         claim = await self._claim(run, step, state, self._why_end(run, step, state))
         if claim is None:
             return run

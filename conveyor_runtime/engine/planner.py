@@ -8,17 +8,14 @@ out by compare-and-set and then publishes the dispatches it names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from conveyor_runtime.engine import steps
+from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.kit.backoff import exponential
 from conveyor_runtime.models import (
     Cancel,
-    DriverRecord,
-    PipelineSpec,
     PlannedStep,
-    ResourceRecord,
     RunRecord,
     Status,
     StepResult,
@@ -36,75 +33,6 @@ RETRY_INITIAL = 1.0
 
 #: Seconds a driver may put off its next run; more cannot be told from never.
 LONGEST_REQUEUE = 366 * 86400.0
-
-#: Steps with an attempt under way, in the order of the plan.
-OpenSteps = Iterable[tuple[PlannedStep, StepState]]
-
-_BAD = (Status.TIMED_OUT, Status.ERROR, Status.FAILED, Status.CANCELLED)
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """What is registered: which drivers there are, and where."""
-
-    drivers: Mapping[str, DriverRecord] = field(default_factory=dict)
-
-    def can_deliver(self, driver: str, node: str | None) -> bool:
-        """Whether a dispatch would find a consumer that keeps it."""
-        record = self.drivers.get(driver)
-        return record is not None and (node is None or node in record.nodes)
-
-    def is_sandbox(self, driver: str) -> bool:
-        """Whether the driver works in containers of a node."""
-        record = self.drivers.get(driver)
-        return record is not None and record.sandbox
-
-
-# -- plans -------------------------------------------------------------------------------------------------------
-
-
-def plan_pipeline(spec: PipelineSpec) -> tuple[PlannedStep, ...]:
-    """The steps of a pipeline, each needing the one before it; `finally` steps come after all others."""
-    plan: list[PlannedStep] = []
-    for steps, is_finally in ((spec.steps, False), (spec.finally_, True)):
-        before: tuple[str, ...] = ()
-        for step in steps:
-            plan.append(
-                PlannedStep(
-                    id=step.id,
-                    name=step.name,
-                    driver=step.driver,
-                    needs=before,
-                    finally_=is_finally,
-                    timeout=step.timeout,
-                )
-            )
-            before = (step.id,)
-    return tuple(plan)
-
-
-def plan_direct(type_: str, event: str, fleet: Fleet) -> tuple[PlannedStep, ...]:
-    """One parallel step per driver that takes this event of resources without a pipeline."""
-    takers = sorted(name for name, record in fleet.drivers.items() if record.direct and record.takes(type_, event))
-    return tuple(PlannedStep(id=name, name=name, driver=name) for name in takers)
-
-
-def plan_delete(type_: str, pipeline: tuple[PlannedStep, ...], fleet: Fleet) -> tuple[PlannedStep, ...]:
-    """The drivers that asked for `delete`, one after another: the pipeline's, last step first, then direct ones."""
-    takers: list[str] = []
-    direct = [step.driver for step in plan_direct(type_, "delete", fleet)]
-    for driver in [*(step.driver for step in reversed(pipeline)), *direct]:
-        record = fleet.drivers.get(driver)
-        if record and record.takes(type_, "delete") and driver not in takers:
-            takers.append(driver)
-    needs = [(), *((driver,) for driver in takers)]
-    return tuple(
-        PlannedStep(id=driver, name=driver, driver=driver, needs=before)
-        for driver, before in zip(takers, needs, strict=False)
-    )
-
-
-# -- transitions -------------------------------------------------------------------------------------------------
 
 
 def advance(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
@@ -127,13 +55,13 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
         if state.status is not Status.PENDING:
             continue
         if state.attempt == 0:
-            if not _needs_ended(run, step):
+            if not steps.needs_ended(run, step):
                 continue
-            if (why := _reason_to_skip(run, step)) is not None:
+            if (why := steps.reason_to_skip(run, step)) is not None:
                 skipped = state.model_copy(update={"status": Status.SKIPPED, "message": why, "finished_at": now})
                 return _with_step(run, step.id, skipped)
             return issue(run, step, state.model_copy(update={"attempt": 1}), fleet, now)
-        if state.issue == 0 and not cancel_applies(run, step) and fleet.can_deliver(step.driver, state.node):
+        if state.issue == 0 and not steps.cancel_applies(run, step) and fleet.can_deliver(step.driver, state.node):
             return issue(run, step, state, fleet, now)
     return run
 
@@ -142,7 +70,7 @@ def issue(run: RunRecord, step: PlannedStep, state: StepState, fleet: Fleet, now
     """Note one more publication of the step's dispatch, to the node it must meet; 0 if nobody could keep it."""
     update: dict[str, object] = {}
     if step.driver in fleet.drivers and fleet.is_sandbox(step.driver):
-        nodes = _nodes_to_meet(run, step, fleet)
+        nodes = steps.nodes_to_meet(run, step, fleet)
         if len(nodes) > 1:
             update = {
                 "status": Status.ERROR,
@@ -159,10 +87,10 @@ def issue(run: RunRecord, step: PlannedStep, state: StepState, fleet: Fleet, now
 
 def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: float | None = None) -> RunRecord | None:
     """The run with a result taken in; None if the result matches no open step, attempt and takeover."""
-    if not awaits(run, result):
+    if not steps.awaits(run, result):
         return None
     state = run.steps[result.step]
-    planned = step_of(run, result.step)
+    planned = steps.step_of(run, result.step)
     if not result.status.terminal:
         # Nothing would ever end a step whose driver says that it goes on.
         said = f"its driver reported {result.status}, which is no end"
@@ -190,8 +118,8 @@ def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: floa
 
 def take_over(run: RunRecord, step_id: str, node: str | None, *, died: bool, fleet: Fleet, now: datetime) -> RunRecord:
     """The attempt handed to another worker; Error once too many have died under it. Never one that is cancelled."""
-    state, step = run.steps[step_id], step_of(run, step_id)
-    if cancel_applies(run, step):
+    state, step = run.steps[step_id], steps.step_of(run, step_id)
+    if steps.cancel_applies(run, step):
         return run
     deaths = state.deaths + (1 if died else 0)
     if deaths >= MAX_DEATHS:
@@ -212,8 +140,8 @@ def take_over(run: RunRecord, step_id: str, node: str | None, *, died: bool, fle
 
 def reissue(run: RunRecord, step_id: str, fleet: Fleet, now: datetime) -> RunRecord:
     """The dispatch published once more, because its message is gone. Never one that is cancelled."""
-    step = step_of(run, step_id)
-    return run if cancel_applies(run, step) else issue(run, step, run.steps[step_id], fleet, now)
+    step = steps.step_of(run, step_id)
+    return run if steps.cancel_applies(run, step) else issue(run, step, run.steps[step_id], fleet, now)
 
 
 def end_step(
@@ -243,55 +171,6 @@ def end_unstarted(run: RunRecord, reason: str, now: datetime) -> RunRecord:
     return run.model_copy(update={"status": Status.CANCELLED, "reason": reason, "finished_at": now, "steps": steps})
 
 
-# -- looking -----------------------------------------------------------------------------------------------------
-
-
-def awaits(run: RunRecord, result: StepResult) -> bool:
-    """Whether this result belongs to an open step of the run, at its present attempt and takeover."""
-    state = run.steps.get(result.step)
-    if result.run_id != run.run_id or run.status.terminal or state is None or not state.open:
-        return False
-    return (state.attempt, state.takeover) == (result.attempt, result.takeover)
-
-
-def step_of(run: RunRecord, step_id: str) -> PlannedStep:
-    """The planned step of that id; KeyError if there is none."""
-    for step in run.plan or ():
-        if step.id == step_id:
-            return step
-    raise KeyError(step_id)
-
-
-def open_steps(run: RunRecord) -> Iterator[tuple[PlannedStep, StepState]]:
-    """Steps with an attempt under way."""
-    for step in run.plan or ():
-        state = run.steps.get(step.id)
-        if state is not None and state.open:
-            yield step, state
-
-
-def newly_issued(before: RunRecord | None, after: RunRecord) -> Iterator[tuple[PlannedStep, StepState]]:
-    """Steps whose dispatch `after` names and `before` did not."""
-    for step, state in open_steps(after):
-        old = before.steps.get(step.id) if before is not None else None
-        old_numbers = (old.attempt, old.takeover, old.issue) if old is not None else (0, 0, 0)
-        if state.issue > 0 and (state.attempt, state.takeover, state.issue) != old_numbers:
-            yield step, state
-
-
-def cancel_applies(run: RunRecord, step: PlannedStep) -> bool:
-    """Whether the run's cancel speaks of this step: it never does of `finally` steps."""
-    return run.cancel is not None and not step.finally_
-
-
-def delete_succeeded(record: ResourceRecord, run: RunRecord) -> bool:
-    """Whether this ended run was the delete that may remove the record."""
-    return record.deleting and run.event == "delete" and run.status is Status.SUCCEEDED and run.requeue_after is None
-
-
-# -- inside ------------------------------------------------------------------------------------------------------
-
-
 def _with_step(run: RunRecord, step_id: str, state: StepState) -> RunRecord:
     status = Status.RUNNING if run.status is Status.ACCEPTED and state.status is not Status.PENDING else run.status
     return run.model_copy(update={"steps": {**run.steps, step_id: state}, "status": status})
@@ -305,57 +184,10 @@ def _follow_cancel(run: RunRecord, now: datetime) -> RunRecord:
     """A cancelled run's steps that wait for their next attempt end at once."""
     for step in run.plan or ():
         state = run.steps.get(step.id)
-        if state and state.status is Status.AWAITING_RETRY and cancel_applies(run, step):
+        if state and state.status is Status.AWAITING_RETRY and steps.cancel_applies(run, step):
             update = {"status": Status.CANCELLED, "due": None, "finished_at": now}
             run = _with_step(run, step.id, state.model_copy(update=update))
     return run
-
-
-def _needs_ended(run: RunRecord, step: PlannedStep) -> bool:
-    needs = set(step.needs)
-    if step.finally_:
-        needs |= {other.id for other in run.plan or () if not other.finally_}
-    return all(run.steps.get(need, StepState()).status.terminal for need in needs)
-
-
-def _reason_to_skip(run: RunRecord, step: PlannedStep) -> str | None:
-    if step.finally_:
-        return None
-    if run.cancel is not None:
-        return "the run was cancelled"
-    bad = next((need for need in _ancestors(run, step) if run.steps[need].status in _BAD), None)
-    return f"step {bad} did not succeed" if bad else None
-
-
-def _ancestors(run: RunRecord, step: PlannedStep) -> Iterator[str]:
-    """Every step this one needs, directly or through others, nearest first."""
-    queue, seen = list(step.needs), set()
-    while queue:
-        need = queue.pop(0)
-        if need not in seen:
-            seen.add(need)
-            yield need
-            queue.extend(step_of(run, need).needs)
-
-
-def _nodes_to_meet(run: RunRecord, step: PlannedStep, fleet: Fleet) -> set[str]:
-    """Where the nearest sandbox steps this one needs were claimed; for `finally`, the last such claim in the run."""
-    if step.finally_:
-        for other in reversed(run.plan or ()):
-            state = run.steps.get(other.id)
-            if other.id != step.id and state and state.claimed_node and fleet.is_sandbox(other.driver):
-                return {state.claimed_node}
-        return set()
-    nodes: set[str] = set()
-    frontier = list(step.needs)
-    while frontier:
-        need = step_of(run, frontier.pop(0))
-        state = run.steps.get(need.id)
-        if state and state.claimed_node and fleet.is_sandbox(need.driver):
-            nodes.add(state.claimed_node)
-        else:
-            frontier.extend(need.needs)
-    return nodes
 
 
 def _finish(run: RunRecord, now: datetime) -> RunRecord:
@@ -364,20 +196,10 @@ def _finish(run: RunRecord, now: datetime) -> RunRecord:
     states = {step.id: run.steps.get(step.id, StepState()) for step in plan}
     if not all(state.status.terminal for state in states.values()):
         return run
-    status, reason = _verdict(plan, states, is_finally=False)
+    status, reason = steps.verdict(plan, states, is_finally=False)
     stopped_short = any(not step.finally_ and states[step.id].status is not Status.SUCCEEDED for step in plan)
     if run.cancel is not None and stopped_short and status in (Status.SUCCEEDED, Status.CANCELLED):
         status, reason = Status.CANCELLED, f"cancelled by {run.cancel.who}: {run.cancel.why}".rstrip(": ")
     if status is Status.SUCCEEDED:
-        status, reason = _verdict(plan, states, is_finally=True)
+        status, reason = steps.verdict(plan, states, is_finally=True)
     return run.model_copy(update={"status": status, "reason": reason, "finished_at": now})
-
-
-def _verdict(plan: tuple[PlannedStep, ...], states: Mapping[str, StepState], *, is_finally: bool) -> tuple[Status, str]:
-    """What these steps make of the run: the first one that went wrong by itself says it."""
-    bad = [step for step in plan if step.finally_ is is_finally and states[step.id].status in _BAD]
-    if not bad:
-        return Status.SUCCEEDED, ""
-    first = min(bad, key=lambda step: states[step.id].status is Status.CANCELLED)
-    state = states[first.id]
-    return state.status, f"step {first.id}: {state.message}".rstrip(": ")

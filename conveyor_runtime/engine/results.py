@@ -11,7 +11,7 @@ import orjson
 from pydantic import ValidationError
 
 from conveyor_runtime.bus import Bus, Delivery
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.models import PipelineEvent, RunRecord, Status, StepResult, is_name
 from conveyor_runtime.models.message import H_RESULT, H_RUN, META_ATTEMPT, META_STEP
@@ -51,7 +51,7 @@ async def dead_letter(bus: Bus, delivery: Delivery, reason: str) -> None:
 async def fold(transitions: Transitions, run: RunRecord, deliveries: Sequence[Delivery]) -> RunRecord:
     """The run with these results in it, in one commit. What matches nothing changes nothing."""
     read = (_read(delivery, run, transitions) for delivery in deliveries)
-    results = [result for result in read if result is not None and planner.awaits(run, result)]
+    results = [result for result in read if result is not None and steps.awaits(run, result)]
     if not results:
         return run
     kept: list[tuple[StepResult, str | None]] = []
@@ -102,7 +102,7 @@ def _read_foreign(delivery: Delivery, run: RunRecord, transitions: Transitions) 
     try:
         event = PipelineEvent.model_validate_json(delivery.data)
         step_id, attempt = event.resource.metadata[META_STEP], int(event.resource.metadata[META_ATTEMPT])
-        planned = planner.step_of(run, step_id)
+        planned = steps.step_of(run, step_id)
     except (ValueError, KeyError):
         return None
     record = transitions.state.view.driver(planned.driver)

@@ -9,7 +9,7 @@ from functools import partial
 
 import uuid_utils
 
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import RevisionConflict
 from conveyor_runtime.models import Entry, ResourceRecord, RunRecord, Status
@@ -112,7 +112,7 @@ class Settler:
             record = found.record
             ended = await self._end_what_must(record)
             active_run = ended.get(record.active.run_id) if record.active else None
-            if active_run is not None and planner.delete_succeeded(record, active_run):
+            if active_run is not None and steps.delete_succeeded(record, active_run):
                 if await self._remove(found):
                     return
                 found = await self._state.resource(type_, name)

@@ -13,7 +13,7 @@ from datetime import timedelta
 from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import consumer_info
 from conveyor_runtime.bus.messages import next_by_subject
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.foreign import MESSAGES
 from conveyor_runtime.engine.purge import Purge
@@ -98,7 +98,7 @@ class Sweep:
 
     async def _issue_again(self, run: RunRecord, floors: dict[str, int | None]) -> None:
         """Publish once more each dispatch that nobody claimed and whose message no longer waits."""
-        for step, state in list(planner.open_steps(run)):
+        for step, state in list(steps.open_steps(run)):
             driver = self._state.view.driver(step.driver)
             if (
                 driver is None

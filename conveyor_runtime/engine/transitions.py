@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.dispatcher import Dispatcher, UndeliverableError
-from conveyor_runtime.engine.planner import Fleet
+from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.errors import RevisionConflict
 from conveyor_runtime.models import RunRecord, Status, utc_now
 from conveyor_runtime.store import Put, State, Versioned, keys
@@ -55,10 +55,10 @@ class Transitions:
                 found = await self.state.run(run_id)
                 continue
             _count(before, after)
-            return await self.dispatch(after, planner.newly_issued(before, after))
+            return await self.dispatch(after, steps.newly_issued(before, after))
         return None
 
-    async def dispatch(self, run: RunRecord, steps: planner.OpenSteps) -> RunRecord:
+    async def dispatch(self, run: RunRecord, steps: steps.OpenSteps) -> RunRecord:
         """Publish the dispatches of these steps; a step whose dispatch can never leave becomes Error."""
         for step, state in steps:
             try:

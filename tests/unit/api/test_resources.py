@@ -10,7 +10,11 @@ import pytest
 from conveyor_runtime.models import Status
 from tests.unit.api.world import World
 
-STEPS = [{"id": "", "name": "clone it", "driver": "d"}, {"driver": "d", "timeout": "90s"}, {"id": "third", "driver": "e"}]
+STEPS = [
+    {"id": "", "name": "clone it", "driver": "d"},
+    {"driver": "d", "timeout": "90s"},
+    {"id": "third", "driver": "e"},
+]
 
 
 @pytest.fixture(autouse=True)

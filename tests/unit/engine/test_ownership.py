@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.nodes import NODE_GONE
-from conveyor_runtime.engine.planner import Fleet
+from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import ENGINE, Claim, DriverRecord, PlannedStep, RunRecord, Status, StepState
 from conveyor_runtime.store import Write, keys
 from tests.unit.engine.world import NOW, Watcher
@@ -37,7 +37,7 @@ async def examine(watcher: Watcher, *, cancel: bool = False, finally_: bool = Fa
         await watcher.put(keys.run("r"), planner.cancel(run, "me", "enough", NOW) if cancel else run)
         known = watcher.view.run("r")
     assert known is not None
-    [(step, opened)] = list(planner.open_steps(known.record))
+    [(step, opened)] = list(steps.open_steps(known.record))
     return await watcher.ownership.examine(known.record, step, opened, lambda run_id, wait: watcher.looks.append(wait))
 
 
@@ -155,7 +155,7 @@ async def test_a_cancel_written_meanwhile_stops_a_takeover(watcher: Watcher) -> 
     run = await examine(watcher)
     watcher.results = {"messages": 0, "first_seq": 2, "last_seq": 1}
     await watcher.put(keys.run("r"), planner.cancel(run, "me", "enough", NOW))
-    [(step, state)] = list(planner.open_steps(run))
+    [(step, state)] = list(steps.open_steps(run))
     after = await watcher.ownership.examine(run, step, state, lambda run_id, wait: None)
     assert after.steps["s"].takeover == 0 and watcher.issued == []
     assert (await examine(watcher)).status is Status.CANCELLED

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor_runtime.engine import planner
-from conveyor_runtime.engine.planner import Fleet
+from conveyor_runtime.engine import planner, plans, steps
+from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import (
     DriverRecord,
     Entry,
@@ -45,7 +45,7 @@ def chain(*drivers: str, last: tuple[str, ...] = ()) -> tuple[PlannedStep, ...]:
         "steps": [{"id": driver, "driver": driver} for driver in drivers],
         "finally": [{"id": driver, "driver": driver} for driver in last],
     }
-    return planner.plan_pipeline(PipelineSpec.model_validate(spec))
+    return plans.plan_pipeline(PipelineSpec.model_validate(spec))
 
 
 def run_of(plan: tuple[PlannedStep, ...] | None, **fields: Any) -> RunRecord:
@@ -83,8 +83,8 @@ def test_only_the_first_step_is_opened() -> None:
     run = started("a", "b", last=("z",))
     assert list(run.steps) == ["a"]
     assert (run.steps["a"].attempt, run.steps["a"].issue, run.steps["a"].open) == (1, 1, True)
-    assert [step.id for step, _ in planner.newly_issued(None, run)] == ["a"]
-    assert list(planner.newly_issued(run, run)) == []
+    assert [step.id for step, _ in steps.newly_issued(None, run)] == ["a"]
+    assert list(steps.newly_issued(run, run)) == []
 
 
 def test_a_step_without_a_driver_is_opened_but_not_issued_until_one_registers() -> None:
@@ -94,7 +94,7 @@ def test_a_step_without_a_driver_is_opened_but_not_issued_until_one_registers() 
     assert planner.advance(run, fleet("b"), NOW) is run
     after = planner.advance(run, fleet("a"), LATER)
     assert (after.steps["a"].issue, after.steps["a"].issued_at) == (1, LATER)
-    assert [step.id for step, _ in planner.newly_issued(run, after)] == ["a"]
+    assert [step.id for step, _ in steps.newly_issued(run, after)] == ["a"]
 
 
 def test_a_run_without_a_plan_waits_and_one_with_an_empty_plan_succeeds() -> None:
@@ -284,7 +284,7 @@ def test_a_takeover_is_a_new_dispatch_of_the_same_attempt() -> None:
     after = planner.take_over(run, "a", "n1", died=False, fleet=ABZ, now=LATER)
     state = after.steps["a"]
     assert (state.attempt, state.takeover, state.deaths, state.issue, state.claimed_node) == (1, 1, 0, 2, "n1")
-    assert [step.id for step, _ in planner.newly_issued(run, after)] == ["a"]
+    assert [step.id for step, _ in steps.newly_issued(run, after)] == ["a"]
 
 
 def test_only_deaths_count_towards_the_limit() -> None:
@@ -372,10 +372,10 @@ def test_a_direct_run_has_one_parallel_step_per_driver_that_takes_the_event() ->
         other=DriverRecord(name="other", types=("else",)),
         goner=record("goner", events=("delete",)),
     )
-    assert [(it.id, it.needs) for it in planner.plan_direct("thing", "create", at)] == [("a", ()), ("b", ())]
-    assert [it.id for it in planner.plan_direct("thing", "delete", at)] == ["a", "goner"]
-    run = planner.advance(run_of(planner.plan_direct("thing", "create", at)), at, NOW)
-    assert {step.id for step, _ in planner.open_steps(run)} == {"a", "b"}
+    assert [(it.id, it.needs) for it in plans.plan_direct("thing", "create", at)] == [("a", ()), ("b", ())]
+    assert [it.id for it in plans.plan_direct("thing", "delete", at)] == ["a", "goner"]
+    run = planner.advance(run_of(plans.plan_direct("thing", "create", at)), at, NOW)
+    assert {step.id for step, _ in steps.open_steps(run)} == {"a", "b"}
 
 
 def test_a_delete_goes_backwards_through_who_asked_for_it_each_once() -> None:
@@ -386,9 +386,9 @@ def test_a_delete_goes_backwards_through_who_asked_for_it_each_once() -> None:
         stop=record("stop", events=everything, direct=False),
         listener=record("listener", events=("delete",)),
     )
-    plan = planner.plan_delete("thing", chain("start", "build", "stop"), at)
+    plan = plans.plan_delete("thing", chain("start", "build", "stop"), at)
     assert [(it.id, it.needs) for it in plan] == [("stop", ()), ("start", ("stop",)), ("listener", ("start",))]
-    assert planner.plan_delete("thing", (), fleet("a")) == ()
+    assert plans.plan_delete("thing", (), fleet("a")) == ()
 
 
 def test_when_a_delete_may_remove_the_record() -> None:
@@ -403,11 +403,11 @@ def test_when_a_delete_may_remove_the_record() -> None:
         active=Entry(run_id="r", event="delete", generation=1),
     )
     done = run_of((), event="delete", status=Status.SUCCEEDED)
-    assert planner.delete_succeeded(resource, done)
-    assert not planner.delete_succeeded(resource, done.model_copy(update={"requeue_after": 1.0}))
-    assert not planner.delete_succeeded(resource, done.model_copy(update={"status": Status.FAILED}))
-    assert not planner.delete_succeeded(resource, done.model_copy(update={"event": "update"}))
-    assert not planner.delete_succeeded(resource.model_copy(update={"deleting": False}), done)
+    assert steps.delete_succeeded(resource, done)
+    assert not steps.delete_succeeded(resource, done.model_copy(update={"requeue_after": 1.0}))
+    assert not steps.delete_succeeded(resource, done.model_copy(update={"status": Status.FAILED}))
+    assert not steps.delete_succeeded(resource, done.model_copy(update={"event": "update"}))
+    assert not steps.delete_succeeded(resource.model_copy(update={"deleting": False}), done)
 
 
 # -- whatever happens --------------------------------------------------------------------------------------------
@@ -427,7 +427,7 @@ def act(run: RunRecord, action: str, number: int, status: Status, flag: bool, at
     """One thing that may happen to a run."""
     if action == "cancel":
         return planner.cancel(run, "me", "why", now)
-    opened = list(planner.open_steps(run))
+    opened = list(steps.open_steps(run))
     if not opened:
         return run
     step, _ = opened[number % len(opened)]
@@ -453,7 +453,7 @@ def check(before: RunRecord, after: RunRecord) -> None:
         assert all(after.steps[step.id].status.terminal for step in after.plan or ())
         assert after.finished_at is not None
     if after.cancel is not None:
-        new = {step.id for step, _ in planner.newly_issued(before, after)}
+        new = {step.id for step, _ in steps.newly_issued(before, after)}
         assert all(step.finally_ for step in after.plan or () if step.id in new) or before.cancel is None
 
 
@@ -475,7 +475,7 @@ def test_whatever_happens_a_run_ends_once_and_whole(
     for _ in range(len(plan) * planner.MAX_ATTEMPTS * 2 + 1):
         now += timedelta(minutes=5)
         run = planner.advance(run, everybody, now)
-        for step, _ in list(planner.open_steps(run)):
+        for step, _ in list(steps.open_steps(run)):
             run = planner.apply_result(run, result(run, step.id), now) or run
     run = planner.advance(run, everybody, now)
     assert run.status.terminal

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from conveyor_runtime.engine.planner import Fleet
+from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.engine.settle import Settler, next_record, run_puts, superseded
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.models import Entry, Resource, ResourceRecord, RunRecord, Status

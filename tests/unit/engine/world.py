@@ -9,7 +9,7 @@ from typing import Any, cast
 from conveyor_runtime.engine.liveness import Liveness
 from conveyor_runtime.engine.nodes import Nodes
 from conveyor_runtime.engine.ownership import Ownership
-from conveyor_runtime.engine.planner import Fleet
+from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.models import Instance, RunRecord
 from conveyor_runtime.store import MemoryStore, Put, State, View, keys

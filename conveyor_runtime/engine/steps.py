@@ -1,0 +1,114 @@
+"""Looking at a run: which of its steps are open, what they need, where they must meet, what they add up to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from conveyor_runtime.engine.plans import Fleet
+from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord, Status, StepResult, StepState
+
+#: Steps with an attempt under way, in the order of the plan.
+OpenSteps = Iterable[tuple[PlannedStep, StepState]]
+
+#: How a step ends that did not go well.
+BAD = (Status.TIMED_OUT, Status.ERROR, Status.FAILED, Status.CANCELLED)
+
+
+def awaits(run: RunRecord, result: StepResult) -> bool:
+    """Whether this result belongs to an open step of the run, at its present attempt and takeover."""
+    state = run.steps.get(result.step)
+    if result.run_id != run.run_id or run.status.terminal or state is None or not state.open:
+        return False
+    return (state.attempt, state.takeover) == (result.attempt, result.takeover)
+
+
+def step_of(run: RunRecord, step_id: str) -> PlannedStep:
+    """The planned step of that id; KeyError if there is none."""
+    for step in run.plan or ():
+        if step.id == step_id:
+            return step
+    raise KeyError(step_id)
+
+
+def open_steps(run: RunRecord) -> Iterator[tuple[PlannedStep, StepState]]:
+    """Steps with an attempt under way."""
+    for step in run.plan or ():
+        state = run.steps.get(step.id)
+        if state is not None and state.open:
+            yield step, state
+
+
+def newly_issued(before: RunRecord | None, after: RunRecord) -> Iterator[tuple[PlannedStep, StepState]]:
+    """Steps whose dispatch `after` names and `before` did not."""
+    for step, state in open_steps(after):
+        old = before.steps.get(step.id) if before is not None else None
+        old_numbers = (old.attempt, old.takeover, old.issue) if old is not None else (0, 0, 0)
+        if state.issue > 0 and (state.attempt, state.takeover, state.issue) != old_numbers:
+            yield step, state
+
+
+def cancel_applies(run: RunRecord, step: PlannedStep) -> bool:
+    """Whether the run's cancel speaks of this step: it never does of `finally` steps."""
+    return run.cancel is not None and not step.finally_
+
+
+def delete_succeeded(record: ResourceRecord, run: RunRecord) -> bool:
+    """Whether this ended run was the delete that may remove the record."""
+    return record.deleting and run.event == "delete" and run.status is Status.SUCCEEDED and run.requeue_after is None
+
+
+def needs_ended(run: RunRecord, step: PlannedStep) -> bool:
+    needs = set(step.needs)
+    if step.finally_:
+        needs |= {other.id for other in run.plan or () if not other.finally_}
+    return all(run.steps.get(need, StepState()).status.terminal for need in needs)
+
+
+def reason_to_skip(run: RunRecord, step: PlannedStep) -> str | None:
+    if step.finally_:
+        return None
+    if run.cancel is not None:
+        return "the run was cancelled"
+    bad = next((need for need in ancestors(run, step) if run.steps[need].status in BAD), None)
+    return f"step {bad} did not succeed" if bad else None
+
+
+def ancestors(run: RunRecord, step: PlannedStep) -> Iterator[str]:
+    """Every step this one needs, directly or through others, nearest first."""
+    queue, seen = list(step.needs), set()
+    while queue:
+        need = queue.pop(0)
+        if need not in seen:
+            seen.add(need)
+            yield need
+            queue.extend(step_of(run, need).needs)
+
+
+def nodes_to_meet(run: RunRecord, step: PlannedStep, fleet: Fleet) -> set[str]:
+    """Where the nearest sandbox steps this one needs were claimed; for `finally`, the last such claim in the run."""
+    if step.finally_:
+        for other in reversed(run.plan or ()):
+            state = run.steps.get(other.id)
+            if other.id != step.id and state and state.claimed_node and fleet.is_sandbox(other.driver):
+                return {state.claimed_node}
+        return set()
+    nodes: set[str] = set()
+    frontier = list(step.needs)
+    while frontier:
+        need = step_of(run, frontier.pop(0))
+        state = run.steps.get(need.id)
+        if state and state.claimed_node and fleet.is_sandbox(need.driver):
+            nodes.add(state.claimed_node)
+        else:
+            frontier.extend(need.needs)
+    return nodes
+
+
+def verdict(plan: tuple[PlannedStep, ...], states: Mapping[str, StepState], *, is_finally: bool) -> tuple[Status, str]:
+    """What these steps make of the run: the first one that went wrong by itself says it."""
+    bad = [step for step in plan if step.finally_ is is_finally and states[step.id].status in BAD]
+    if not bad:
+        return Status.SUCCEEDED, ""
+    first = min(bad, key=lambda step: states[step.id].status is Status.CANCELLED)
+    state = states[first.id]
+    return state.status, f"step {first.id}: {state.message}".rstrip(": ")
