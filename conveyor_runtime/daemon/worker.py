@@ -50,12 +50,15 @@ async def work(driver: Driver, nats_url: str, settings: DriverSettings, api_url:
                 client=client,
             ),
         )
-        with on_signals(manager.drain):
-            await manager.run()
-        if manager.stuck:
-            # A thread of user code does not end, and an orderly exit would wait for it.
-            logging.shutdown()
-            os._exit(EXIT_STUCK)
+        try:
+            with on_signals(manager.drain):
+                await manager.run()
+        finally:
+            if manager.stuck:
+                # User code does not end, and an orderly exit would wait for it.
+                log.error("%s has user code that does not end; this process ends it by ending itself", driver.name)
+                logging.shutdown()
+                os._exit(EXIT_STUCK)
         return 0
     finally:
         for committer in committers:

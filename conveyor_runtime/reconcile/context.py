@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,7 +20,6 @@ class RunContext:
     """One attempt of one step. `deadline` is seconds on `time.monotonic()`, None = no timeout.
 
     Async code is stopped by cancellation; sync code asks `cancelled` (or waits on it) and returns soon.
-    `heartbeat()` is for sync code that wants to show it is alive; the runtime renews its lease by itself.
     """
 
     run_id: str
@@ -38,7 +36,6 @@ class RunContext:
     orchestra_: Orchestra | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     lease_held: Callable[[], bool] = lambda: True
-    last_heartbeat: float = field(default_factory=time.monotonic)
 
     @property
     def orchestra(self) -> Orchestra:
@@ -54,7 +51,3 @@ class RunContext:
         """
         if self.cancelled.is_set() or not self.lease_held():
             raise RetryableError("this worker lost its lease; another one continues")
-
-    def heartbeat(self) -> None:
-        """Note that the work goes on."""
-        self.last_heartbeat = time.monotonic()

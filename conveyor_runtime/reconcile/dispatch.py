@@ -6,29 +6,29 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from conveyor_runtime.bus import Bus, Committer, Delivery
 from conveyor_runtime.config import DriverSettings
-from conveyor_runtime.errors import InfrastructureError, RevisionConflict
-from conveyor_runtime.models import Claim, Resource, Status, StepResult, utc_now
+from conveyor_runtime.errors import InfrastructureError
+from conveyor_runtime.models import Resource, Status, StepResult, utc_now
 from conveyor_runtime.orchestra import Orchestra
 from conveyor_runtime.reconcile import outcome
+from conveyor_runtime.reconcile.claims import BUSY_RETRY, Claims
 from conveyor_runtime.reconcile.context import RunContext
 from conveyor_runtime.reconcile.driver import Driver
-from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError
+from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError, Threads
 from conveyor_runtime.reconcile.lease import Lease
 from conveyor_runtime.reconcile.logger import DriverLogger
 from conveyor_runtime.reconcile.outcome import Outcome
 from conveyor_runtime.reconcile.publish import publish_result
 from conveyor_runtime.reconcile.work import UndecodableError, Work, decode, payload_of, unreadable
-from conveyor_runtime.store import Put, State, keep_dead_letter, keys
+from conveyor_runtime.store import State, keep_dead_letter
 from conveyor_runtime.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -39,14 +39,8 @@ log = logging.getLogger(__name__)
 #: Seconds between two signs to the server that a delivery is still worked on; a third of the consumer's ack_wait.
 HEARTBEAT = 10.0
 
-#: A dispatch older than this is checked against its run before it is claimed: its claims may be purged.
-_OLD = timedelta(minutes=30)
-
 #: Seconds a worker that gives up its attempt waits for the last lines of its log to be stored.
 _LAST_LINES = 2.0
-
-#: Seconds until a dispatch that another worker seems to hold is looked at again.
-_BUSY_RETRY = 5.0
 
 
 @dataclass
@@ -61,20 +55,22 @@ class Deps:
     results: Committer
     logs: Committer
     lease: Lease
-    executor: Executor
+    executor: Threads
     node: str
     orchestra: Orchestra | None = None
     client: Client | None = None
-    stuck: Callable[[], None] = lambda: None
+    stuck: Callable[[Stop], None] = lambda why: None
 
 
 @dataclass
 class Job:
-    """An attempt this process has claimed, is claiming, or is publishing the result of."""
+    """An attempt this process has claimed, is claiming, or is publishing the result of. `stuck` is one whose user code
+    did not stop: only the end of this process ends it."""
 
     work: Work
     invocation: Invocation | None = None
     stop_why: Stop | None = None
+    stuck: bool = False
 
     def stop(self, why: Stop) -> None:
         """End it early; before user code starts, it never does."""
@@ -83,12 +79,13 @@ class Job:
             self.invocation.stop(why)
 
 
-@dataclass
 class Dispatch:
-    """Handles deliveries. `jobs` are those in hand, by run, step, attempt and takeover."""
+    """Handles deliveries. `jobs` are those in hand, by what names their attempt."""
 
-    deps: Deps
-    jobs: dict[tuple[str, str, int, int], Job] = field(default_factory=dict)
+    def __init__(self, deps: Deps) -> None:
+        self.deps = deps
+        self.claims = Claims(deps.state, deps.lease)
+        self.jobs: dict[tuple[str, str, int, int], Job] = {}
 
     async def handle(self, delivery: Delivery) -> None:
         """See one delivery through."""
@@ -97,23 +94,25 @@ class Dispatch:
         except UndecodableError as error:
             await self._refuse(delivery, str(error))
             return
+        # Plain work bears no attempt; the message itself names it.
+        key = (work.run_id, work.step, 0, delivery.stream_seq) if work.plain else work.numbers
         async with _heartbeat(delivery):
-            if work.plain:
-                await self._handle_plain(work, delivery)
-            elif work.numbers in self.jobs:
+            if key in self.jobs:
                 # Redelivered while it is in hand: whoever has it will ack it.
-                await delivery.nak(_BUSY_RETRY)
-            else:
-                job = self.jobs[work.numbers] = Job(work)
-                try:
-                    await self._handle(job, delivery)
-                finally:
-                    del self.jobs[work.numbers]
+                await delivery.nak(BUSY_RETRY)
+                return
+            job = self.jobs[key] = Job(work)
+            try:
+                await self._handle(job, delivery)
+            finally:
+                if not job.stuck:
+                    del self.jobs[key]
 
     async def _handle(self, job: Job, delivery: Delivery) -> None:
+        """Claim, reconcile, publish, ack. Plain work has nothing to claim: at least once is all it is promised."""
         work, deps = job.work, self.deps
         node, refusal = self._place(work)
-        if not await self._claim(work, node, delivery):
+        if not work.plain and not await self.claims.take(work, node, delivery):
             return
         started = utc_now()
         logger = self._logger(work)
@@ -121,73 +120,30 @@ class Dispatch:
             result = refusal or await self._reconcile(job, logger, node)
             if result is None:
                 await _flush_soon(logger)
-                await self._give_up(work, job.stop_why)
-                await delivery.nak(_BUSY_RETRY)
+                if not work.plain:
+                    await self.claims.give_up(work, job.stop_why)
+                await delivery.nak(BUSY_RETRY)
                 return
             await logger.flush()
             await publish_result(deps.bus, deps.results, work, self._complete(work, result, node, started))
             await delivery.ack()
         except StuckError as stuck:
-            logger.error(str(stuck))
-            await _flush_soon(logger)
-            await self._give_up(work, stuck.why)
-            deps.stuck()
+            await self._leave_stuck(job, stuck, logger)
         finally:
             await logger.close()
 
-    # -- claim ---------------------------------------------------------------------------------------------------
+    async def _leave_stuck(self, job: Job, stuck: StuckError, logger: DriverLogger) -> None:
+        """User code does not end: first see to the end of this process, which is what ends it; then say so.
 
-    async def _claim(self, work: Work, node: str, delivery: Delivery) -> bool:
-        """Whether this attempt is ours now. If not, the delivery has been answered."""
-        deps = self.deps
-        if not deps.lease.held():
-            await delivery.nak(_BUSY_RETRY)
-            return False
-        if utc_now() - delivery.time > _OLD and not await self._still_open(work):
-            await delivery.ack()
-            return False
-        claim = Claim(instance=deps.lease.id, node=node, at=utc_now())
-        try:
-            await deps.state.commit(Put(keys.claim(*work.numbers), claim, 0))
-        except RevisionConflict:
-            await self._claimed_already(work, delivery)
-            return False
-        if not deps.lease.held():
-            await self._give_up(work, Stop.LEASE)
-            await delivery.nak(_BUSY_RETRY)
-            return False
-        return True
-
-    async def _claimed_already(self, work: Work, delivery: Delivery) -> None:
-        if not await self._still_open(work):
-            await delivery.ack()
-            return
-        found = await self.deps.state.claim(*work.numbers)
-        if found is not None and found.record.instance == self.deps.lease.id and not found.record.given_up:
-            # Ours, and nothing of this process works on it: a handler that failed between claim and result.
-            await self._give_up(work, None)
-        await delivery.nak(_BUSY_RETRY)
-
-    async def _still_open(self, work: Work) -> bool:
-        found = await self.deps.state.run(work.run_id)
-        if found is None or found.record.status.terminal:
-            return False
-        state = found.record.steps.get(work.step)
-        return state is not None and state.open and (state.attempt, state.takeover) == (work.attempt, work.takeover)
-
-    async def _give_up(self, work: Work, why: Stop | None) -> None:
-        """Say in the claim that no result will come from here, so that the engine goes on without waiting."""
-        for _ in range(5):
-            found = await self.deps.state.claim(*work.numbers)
-            if found is None or found.record.instance != self.deps.lease.id:
-                return
-            update = {"timed_out": True} if why is Stop.TIMEOUT else {"given_up": True}
-            claim = found.record.model_copy(update={**update, "why": why.value if why else "it failed half-way"})
-            try:
-                await self.deps.state.commit(Put(keys.claim(*work.numbers), claim, found.revision))
-            except RevisionConflict:
-                continue
-            return
+        Only a timeout is written into the claim. In every other case the claim stays, so that nobody takes the attempt
+        over before this process is gone.
+        """
+        job.stuck = True
+        self.deps.stuck(stuck.why)
+        logger.error(str(stuck))
+        await _flush_soon(logger)
+        if stuck.why is Stop.TIMEOUT and not job.work.plain:
+            await self.claims.give_up(job.work, stuck.why)
 
     # -- reconcile -----------------------------------------------------------------------------------------------
 
@@ -260,27 +216,7 @@ class Dispatch:
             takeover=work.takeover,
         )
 
-    # -- the plain contract, and what fits no contract -------------------------------------------------------------
-
-    async def _handle_plain(self, work: Work, delivery: Delivery) -> None:
-        """Another publisher's event: at least once, the result as Conveyor writes it, ack after its PubAck."""
-        logger = self._logger(work)
-        started = utc_now()
-        try:
-            result = await self._reconcile(Job(work), logger, self.deps.node)
-            if result is None:
-                await delivery.nak(_BUSY_RETRY)
-                return
-            await logger.flush()
-            complete = self._complete(work, result, self.deps.node, started)
-            await publish_result(self.deps.bus, self.deps.results, work, complete)
-            await delivery.ack()
-        except StuckError as stuck:
-            logger.error(str(stuck))
-            await _flush_soon(logger)
-            self.deps.stuck()
-        finally:
-            await logger.close()
+    # -- what fits no contract -------------------------------------------------------------------------------------
 
     async def _refuse(self, delivery: Delivery, reason: str) -> None:
         """Keep a copy with the reason, end the attempt it names, if any, and take the message out of the way."""

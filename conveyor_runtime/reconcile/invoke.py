@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import logging
 import time
-from concurrent.futures import Executor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -48,6 +49,26 @@ def _escaping(error: BaseException) -> RuntimeError:
     return RuntimeError(f"reconcile raised {type(error).__name__}: {error}")
 
 
+class Threads(ThreadPoolExecutor):
+    """The threads of sync user code. `busy` tells whether any of it still runs: it cannot be ended from outside."""
+
+    def __init__(self, count: int, name: str = "") -> None:
+        super().__init__(count, thread_name_prefix=name)
+        self._calls: set[Future[Any]] = set()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run `fn` in a thread."""
+        call = super().submit(fn, *args, **kwargs)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return call
+
+    @property
+    def busy(self) -> bool:
+        """Whether user code runs now."""
+        return any(call.running() for call in list(self._calls))
+
+
 @dataclass
 class Invocation:
     """One call of user code. `stop(why)` ends it early, from any coroutine, at most once."""
@@ -57,7 +78,7 @@ class Invocation:
     context: RunContext
     logger: DriverLogger
     grace: float
-    executor: Executor
+    executor: Threads
 
     def __post_init__(self) -> None:
         self._stopped: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()

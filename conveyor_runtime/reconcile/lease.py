@@ -79,10 +79,16 @@ class Lease:
             return
         self._record, self._confirmed = record, sent
 
-    async def run(self, renewed: Callable[[], None]) -> None:
-        """Renew for ever; `renewed` is called after each try, confirmed or not. Raises LeaseLostError."""
+    async def run(self, renewed: Callable[[], None], lapsed: Callable[[], None]) -> None:
+        """Renew for ever; `renewed` is called after each try, confirmed or not. Raises LeaseLostError.
+
+        `lapsed` is called when the lease has lapsed, before it is renewed: a process that stood still may have lost
+        its work to another meanwhile, and must not take the renewal for proof that it has not.
+        """
         while True:
             started = self._clock()
+            if not self.held():
+                lapsed()
             try:
                 await self.renew()
             except InfrastructureError as error:

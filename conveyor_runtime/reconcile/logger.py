@@ -14,7 +14,7 @@ from typing import Literal
 import orjson
 
 from conveyor_runtime.bus import Bus, Committer, Message, subjects
-from conveyor_runtime.errors import InfrastructureError
+from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.security.redaction import Redactor
 from conveyor_runtime.telemetry import metrics
 
@@ -47,7 +47,7 @@ class DriverLogger:
     def __init__(
         self,
         bus: Bus,
-        committer: Committer | None,
+        committer: Committer,
         *,
         run_id: str,
         driver: str,
@@ -144,11 +144,10 @@ class DriverLogger:
         for piece in _pieces(text):
             with self._lock:
                 self._seq += 1
-                self._waiting.append((self._seq, self._encode(piece, level, stream, named)))
-        metrics.LOG_LINES.inc()
+                self._waiting.append((self._seq, self._encode(piece, level, stream, named, self._seq)))
         self._loop.call_soon_threadsafe(self._start)
 
-    def _encode(self, text: str, level: str, stream: str, labels: Mapping[str, str]) -> bytes:
+    def _encode(self, text: str, level: str, stream: str, labels: Mapping[str, str], seq: int) -> bytes:
         now = time.time_ns()
         seconds, fraction = divmod(now, 1_000_000_000)
         line: dict[str, object] = {
@@ -156,7 +155,7 @@ class DriverLogger:
             "timestamp": str(seconds),
             "message": text,
             "time": f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z",
-            "seq": self._seq,
+            "seq": seq,
             **self._place,
             "level": level,
         }
@@ -179,24 +178,47 @@ class DriverLogger:
             while self._waiting:
                 chunk = [self._waiting[index] for index in range(min(_CHUNK, len(self._waiting)))]
                 try:
-                    await self._store(chunk)
-                except InfrastructureError as error:
+                    stored = await self._store_some(chunk)
+                except BusUnavailable as error:
                     log.warning("%d log lines wait for the bus: %s", len(self._waiting), error)
                     await asyncio.sleep(0.5)
                     continue
-                for _ in chunk:
+                for _ in range(stored):
                     self._waiting.popleft()
                 self._stored.set()
 
+    async def _store_some(self, chunk: list[tuple[int, bytes]]) -> int:
+        """How many lines are dealt with: all, or the first one of a chunk that is refused for good. Better a line that
+        says so than a log, and a result behind it, that never ends. Raises BusUnavailable."""
+        try:
+            await self._store(chunk)
+        except BusUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001
+            await self._replace(chunk[0], error)
+            return 1
+        return len(chunk)
+
     async def _store(self, chunk: list[tuple[int, bytes]]) -> None:
-        if self._committer is None:
-            for seq, data in chunk:
-                await self._bus.publish(self._subject, data, msg_id=f"{self._id}.{seq}")
-        else:
-            unit = [Message(self._subject, data, msg_id=f"{self._id}.{seq}") for seq, data in chunk]
-            await self._committer.commit(unit)
+        await self._committer.commit([Message(self._subject, data, msg_id=f"{self._id}.{seq}") for seq, data in chunk])
+        metrics.LOG_LINES.inc(len(chunk))
         for _, data in chunk:
             self._bus.publish_core(self._live, data)
+
+    async def _replace(self, line: tuple[int, bytes], why: Exception) -> None:
+        """Store the first line of a refused chunk alone, or else a note in its place."""
+        seq, data = line
+        log.error("log lines of %s are refused: %s", self._id, why)
+        note = self._encode(f"[a line of {len(data)} bytes could not be stored: {why}]", "error", "", {}, seq)
+        for candidate in (data, note):
+            try:
+                await self._store([(seq, candidate)])
+            except BusUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - the next candidate, or the line is lost, said above
+                log.debug("refused alone, too: %s", error)
+            else:
+                return
 
 
 class LineWriter:

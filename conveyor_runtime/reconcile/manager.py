@@ -5,27 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from conveyor_runtime.bus import Bus, Committer, Delivery, Puller, Slots, subjects
 from conveyor_runtime.config import DriverSettings
-from conveyor_runtime.errors import InfrastructureError
+from conveyor_runtime.errors import BusUnavailable, InfrastructureError
 from conveyor_runtime.kit import identity
 from conveyor_runtime.orchestra import Orchestra
 from conveyor_runtime.reconcile.dispatch import Deps, Dispatch
 from conveyor_runtime.reconcile.driver import Driver
-from conveyor_runtime.reconcile.invoke import Stop
+from conveyor_runtime.reconcile.invoke import Stop, Threads
+from conveyor_runtime.reconcile.janitor import Janitor
 from conveyor_runtime.reconcile.lease import Lease, LeaseLostError
 from conveyor_runtime.reconcile.registration import MESSAGES, Registration
-from conveyor_runtime.reconcile.sandboxes import Janitor
+from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import State
 
 if TYPE_CHECKING:
     from conveyor_runtime.client import Client
 
 log = logging.getLogger(__name__)
+
+#: Seconds that a stopping process takes to give up what is left in its hands.
+_HAND_OVER = 3.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class ManagerDeps:
 class DriverManager:
     """Runs one driver until it is stopped.
 
-    `await run()` returns after a drain; it raises LeaseLostError when others took this process for dead, and
-    ConfigError when the driver's name is taken.
+    `await run()` returns after a drain; it raises LeaseLostError when others took this process for dead,
+    BusUnavailable when the connection is closed for good, and ConfigError when the driver's name is taken. Look at
+    `stuck` afterwards, however it ended.
     """
 
     def __init__(self, driver: Driver, settings: DriverSettings, deps: ManagerDeps) -> None:
@@ -59,7 +64,7 @@ class DriverManager:
         self._orchestra = orchestra
         self._registration = Registration(driver, deps.bus, deps.state, nodes, settings.concurrency)
         self._lease = Lease(deps.state, driver.name, nodes, settings.concurrency)
-        self._executor = ThreadPoolExecutor(settings.concurrency, thread_name_prefix=driver.name)
+        self._executor = Threads(settings.concurrency, driver.name)
         self._dispatch = Dispatch(
             Deps(
                 driver=driver,
@@ -82,12 +87,13 @@ class DriverManager:
         self._hurry = asyncio.Event()
         self._look = asyncio.Event()
         self.ready = asyncio.Event()
-        self.stuck = False
+        self._gave_up = False
+        self._fenced = False
 
     @property
-    def jobs_in_hand(self) -> int:
-        """Deliveries being worked on."""
-        return len(self._handlers)
+    def stuck(self) -> bool:
+        """Whether user code that was asked to end still runs, so that only the end of this process ends it."""
+        return self._gave_up or self._executor.busy
 
     def drain(self) -> None:
         """Stop taking work and end once what is in hand is done or the grace is over; again: end it at once."""
@@ -105,7 +111,11 @@ class DriverManager:
             for consumer, make in self._registration.consumers().items()
         ]
         unsubscribe = await self._deps.bus.subscribe_core(subjects.ANY_CANCEL_HINT, lambda message: self._look.set())
-        side: list[Coroutine[Any, Any, None]] = [self._lease.run(self._look.set), self._watch_jobs()]
+        side: list[Coroutine[Any, Any, None]] = [
+            self._lease.run(self._look.set, lambda: self._stop_jobs(Stop.LEASE)),
+            self._watch_jobs(),
+            self._watch_bus(),
+        ]
         if self._orchestra is not None:
             side.append(Janitor(self._deps.state, self._orchestra, self._deps.installation).run())
         tasks = {asyncio.create_task(work) for work in [*side, *(self._pull(puller) for puller in pullers)]}
@@ -145,14 +155,21 @@ class DriverManager:
             log.exception("a delivery on %s failed unexpectedly and is given back", delivery.subject)
             await delivery.nak(10.0)
 
+    async def _watch_bus(self) -> None:
+        """A connection that is closed for good never comes back: a process without one must not pretend to work."""
+        await self._deps.bus.closed.wait()
+        raise BusUnavailable("the connection to the bus is closed for good")
+
     async def _watch_jobs(self) -> None:
         """At every renewal and every hint, stop what is cancelled, another's, or no longer provably ours."""
         while True:
             await self._look.wait()
             self._look.clear()
+            if not self._lease.held():
+                self._stop_jobs(Stop.LEASE)
+                continue
             for job in list(self._dispatch.jobs.values()):
-                if not self._lease.held():
-                    job.stop(Stop.LEASE)
+                if job.work.plain:
                     continue
                 try:
                     why = await self._why_stop(job.work.numbers)
@@ -176,15 +193,22 @@ class DriverManager:
             return Stop.CANCEL
         return None
 
-    def _stuck(self) -> None:
-        """User code of ours does not end: finish the rest and let the process go, which ends it."""
-        self.stuck = True
+    def _stuck(self, why: Stop) -> None:
+        """User code of ours does not end: finish the rest and let the process go, which ends it. Without a lease there
+        is no time for the rest."""
+        self._gave_up = True
+        self._fenced = self._fenced or why is Stop.LEASE
         self.drain()
+        if self._fenced:
+            self.drain()
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     async def _stop(self, pullers: list[Puller], *, lost: bool) -> None:
         """Give back what was fetched, let what runs finish within the grace, hand over the rest, end the lease."""
+        if self._fenced:
+            await self._cancel_handlers()
+            return
         for puller in pullers:
             await puller.stop()
         if lost:
@@ -194,11 +218,23 @@ class DriverManager:
             await self._wait_handlers(self._settings.drain_grace, unless=self._hurry)
             self._stop_jobs(Stop.DRAIN)
         await self._wait_handlers(self._settings.kill_grace + 5.0)
+        left = [job.work for job in self._dispatch.jobs.values() if not (job.work.plain or job.stuck)]
+        await self._cancel_handlers()
+        if not lost:
+            await self._hand_over(left)
+            await self._lease.end()
+
+    async def _cancel_handlers(self) -> None:
         for task in list(self._handlers):
             task.cancel()
         if self._handlers:
             await asyncio.wait(self._handlers)
-        await self._lease.end()
+
+    async def _hand_over(self, left: list[Work]) -> None:
+        """Give up what could not even be handed over in time, such as a result that waits for an absent bus."""
+        with suppress(TimeoutError, InfrastructureError):
+            async with asyncio.timeout(_HAND_OVER):
+                await asyncio.gather(*(self._dispatch.claims.give_up(work, Stop.DRAIN) for work in left))
 
     def _stop_jobs(self, why: Stop) -> None:
         for job in list(self._dispatch.jobs.values()):

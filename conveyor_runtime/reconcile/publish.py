@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 
 import orjson
 
-from conveyor_runtime.bus import Bus, Committer, Message, subjects
+from conveyor_runtime.bus import Bus, Committer, Message, PayloadTooLarge, subjects
 from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.models import Status, StepResult
 from conveyor_runtime.models.message import H_ATTEMPT, H_RESULT, H_RUN, H_STEP, H_TAKEOVER
@@ -43,13 +44,25 @@ async def publish_result(bus: Bus, committer: Committer, work: Work, result: Ste
             H_ATTEMPT: str(result.attempt),
             H_TAKEOVER: str(result.takeover),
         }
-    message = Message(subjects.RESULT, encode_result(work, result), msg_id=msg_id, headers=headers)
+    unit = [Message(subjects.RESULT, encode_result(work, result), msg_id=msg_id, headers=headers)]
     while True:
         try:
-            await committer.commit([message])
+            await committer.commit(unit)
         except BusUnavailable as error:
             log.warning("the result of step %s of run %s waits for the bus: %s", work.step, work.run_id, error)
             with suppress(BusUnavailable):
                 await bus.wait_connected(60.0)
+        except PayloadTooLarge as error:
+            small = _without_what_is_large(work, result, str(error))
+            if small == unit[0].data:
+                raise
+            unit = [Message(subjects.RESULT, small, msg_id=msg_id, headers=headers)]
         else:
             return
+
+
+def _without_what_is_large(work: Work, result: StepResult, why: str) -> bytes:
+    """The result as an Error without data or resource: one that can never be stored would have its work done again."""
+    bare = replace(work, message=work.message.model_copy(update={"payload": "{}"}))
+    update = {"status": Status.ERROR, "message": f"its result cannot be stored: {why}", "data": None}
+    return encode_result(bare, result.model_copy(update=update))

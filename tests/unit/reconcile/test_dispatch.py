@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -17,7 +16,7 @@ from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.models import Claim, DriverResult, PlannedStep, RunRecord, Status, StepState
 from conveyor_runtime.reconcile import Driver, DriverLogger
 from conveyor_runtime.reconcile.dispatch import Deps, Dispatch
-from conveyor_runtime.reconcile.invoke import Stop
+from conveyor_runtime.reconcile.invoke import Stop, Threads
 from conveyor_runtime.reconcile.lease import Lease
 from conveyor_runtime.store import MemoryStore, Put, State, keys
 from tests.unit.reconcile.fakes import RUN, FakeBus, FakeCommitter, FakeDelivery
@@ -61,7 +60,7 @@ class Worker:
                 results=cast(Committer, self.results),
                 logs=cast(Committer, self.logs),
                 lease=self.lease,
-                executor=ThreadPoolExecutor(1),
+                executor=Threads(1),
                 node="n",
             )
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,7 @@ from conveyor_runtime.errors import (
 )
 from conveyor_runtime.models import DriverResult, Status
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext, outcome
-from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError, current_run
+from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError, Threads, current_run
 from conveyor_runtime.reconcile.outcome import MAX_DATA, Outcome
 from tests.unit.reconcile.fakes import RUN, FakeCommitter, a_logger
 
@@ -90,7 +89,7 @@ def call(reconcile: Callable[..., Any], *, timeout: float | None = None, grace: 
         run_id=RUN, step="s", attempt=1, takeover=0, driver="d", event="create", node="n", installation="i",
         settings=DriverSettings(), deadline=None if timeout is None else asyncio.get_running_loop().time() + timeout,
     )  # fmt: skip
-    executor = ThreadPoolExecutor(1)
+    executor = Threads(1)
     return Invocation(Driver("d", ("thing",), reconcile), "{}", context, a_logger(FakeCommitter()), grace, executor)
 
 
