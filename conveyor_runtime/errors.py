@@ -135,7 +135,7 @@ class TerminalError(TaskError):
 
 
 class TaskFailed(TaskError):
-    """The task itself said no: an exit code, a failed test. Not retried unless the pipeline says so."""
+    """The task itself said no: an exit code, a failed test. Not retried."""
 
 
 class TaskTimedOut(TaskError):

@@ -1,4 +1,4 @@
-"""The bodies of requests and answers about resources, pipelines and drivers; those of runs are in `engine.describe`."""
+"""The bodies of requests and answers about resources, pipelines and drivers; those of runs are in `models.view`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from conveyor_runtime.models import DriverRecord, LogLine, Model, PipelineSpec, ResourceDefinition, Status
+from conveyor_runtime.models import DriverRecord, LogLine, Model, PipelineSpec, ResourceDefinition
 
 
 def _absent(value: object) -> bool:
@@ -162,9 +162,3 @@ class DriverView(DriverRecord):
     """A driver, and its processes that live now (of a foreign driver none is known)."""
 
     instances: list[InstanceView]
-
-
-class EndEvent(BaseModel):
-    """The last event of a run's log."""
-
-    status: Status

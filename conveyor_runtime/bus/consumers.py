@@ -19,7 +19,6 @@ from conveyor_runtime.errors import BusError
 __all__ = ["consumer_info", "ensure_consumer", "list_consumers"]
 
 _CONSUMER_NOT_FOUND = 10014
-_EXISTS = 10148
 _HASH = "cv.cfg"
 _MAX_WAITING = 2048
 _INACTIVE = 30 * 24 * 3600 * 10**9

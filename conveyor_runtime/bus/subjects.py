@@ -20,7 +20,6 @@ __all__ = [
     "node_consumer",
     "node_dispatch",
     "step_dispatch",
-    "token_ok",
 ]
 
 ANY_CANCEL_HINT = "cv.hint.cancel.*"
@@ -30,11 +29,6 @@ RESULT = "pipelines.driver.result"
 """Where drivers of every SDK publish their results."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
-
-
-def token_ok(s: str) -> bool:
-    """Whether `s` may stand as one token of a subject."""
-    return _TOKEN.fullmatch(s) is not None
 
 
 def check_token(s: str, what: str) -> str:

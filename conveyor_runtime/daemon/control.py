@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -23,8 +22,6 @@ from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.supervisor import supervise
 from conveyor_runtime.store import KvStore, LogStore, State, View
 from conveyor_runtime.telemetry import metrics
-
-log = logging.getLogger(__name__)
 
 #: The durable consumer all engines share on the results' work queue.
 RESULTS_CONSUMER = "cv-engine"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,8 +18,6 @@ from conveyor_runtime.reconcile.context import RunContext
 from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.logger import DriverLogger
 from conveyor_runtime.reconcile.outcome import Outcome
-
-log = logging.getLogger(__name__)
 
 #: The run whose reconcile is executing: for user code's own logging and tracing.
 current_run: contextvars.ContextVar[str] = contextvars.ContextVar("conveyor_run_id", default="")

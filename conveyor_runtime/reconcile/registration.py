@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -13,8 +12,6 @@ from conveyor_runtime.kit import identity
 from conveyor_runtime.models import Instance, utc_now
 from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.store import Put, State, keys
-
-log = logging.getLogger(__name__)
 
 MESSAGES = "messages"
 
