@@ -6,7 +6,7 @@ from conveyor_runtime.errors import TerminalError
 from conveyor_runtime.models import DriverResult, Resource
 from conveyor_runtime.orchestra import Backend
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
-from drivers.sandboxes import ContainerRef, checkout_namespace, run_namespace
+from drivers.sandboxes import ContainerRef, close_checkouts, run_namespace
 from drivers.spec import TYPES, backend_of
 
 
@@ -18,7 +18,7 @@ async def reconcile(
     grace = context.settings.kill_grace
     for backend in _places(payload, context):
         await backend.close_namespace(run_namespace(context), grace=grace)
-    await context.orchestra.host.close_namespace(checkout_namespace(context), grace=grace)
+    await close_checkouts(context)
     logger.info("removed the sandbox and its workspace")
     return DriverResult(success=True, message="nothing of this run is left")
 

@@ -15,11 +15,11 @@ from conveyor_runtime.errors import Gone, TerminalError
 from conveyor_runtime.kit.lines import LineSplitter
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.models import DriverResult, Resource
-from conveyor_runtime.orchestra import Sandbox, Stream, Task
+from conveyor_runtime.orchestra import Owner, Sandbox, Stream, Task
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
 from drivers.git import CommitRefused, check_failure, configuration, environment
 from drivers.repositories import Repository, check_ref, is_commit, parse_repository
-from drivers.sandboxes import CHECKOUT, checkout_namespace, enter, owner_of, tag_of
+from drivers.sandboxes import CHECKOUT, checkout_namespace, checkouts, enter, owner_of, tag_of
 from drivers.spec import TYPES, BuildSpec, backend_of
 
 
@@ -36,7 +36,11 @@ async def reconcile(
     sandbox = await enter(payload, context)
     host, ns = context.orchestra.host, checkout_namespace(context)
     # What a worker that was killed left of this step ends here, before anything is fetched again.
-    await host.close_namespace(ns, grace=context.settings.kill_grace)
+    context.ensure_current()
+    for info in await checkouts(context):
+        if any(_is_earlier(owner, context) for owner in info.owners):
+            context.ensure_current()
+            await host.close_namespace(info.ns, grace=context.settings.kill_grace)
     context.ensure_current()
     checkout = await host.start_sandbox(ns, Task(id=CHECKOUT), owner_of(context))
     try:
@@ -50,6 +54,7 @@ async def reconcile(
         except Gone as error:
             raise TerminalError(f"the sandbox of this run is gone: {error}") from error
     finally:
+        # Only one's own: whoever took over has another.
         await finish(host.close_namespace(ns, grace=0))
     logger.info(f"{found.ref} is at {found.commit}")
     return DriverResult(
@@ -57,6 +62,11 @@ async def reconcile(
         message=f"cloned {repository.shown} at {found.commit[:12]}",
         data={"commit": found.commit, "ref": found.ref, "repository": repository.shown},
     )
+
+
+def _is_earlier(owner: Owner, context: RunContext) -> bool:
+    """Whether that is of an attempt of this step up to this one; this very one may have been delivered twice."""
+    return owner.step == context.step and (owner.attempt, owner.takeover) <= (context.attempt, context.takeover)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,21 @@ from pydantic import Field, ValidationError
 
 from conveyor_runtime.errors import Gone, TerminalError
 from conveyor_runtime.models import Model, Resource
-from conveyor_runtime.orchestra import Backend, ExecTag, Owner, Sandbox, namespace
+from conveyor_runtime.orchestra import Backend, ExecTag, NamespaceInfo, Owner, Sandbox, namespace
 from conveyor_runtime.reconcile import RunContext
 
-__all__ = ["CHECKOUT", "SANDBOX", "ContainerRef", "checkout_namespace", "enter", "owner_of", "run_namespace", "tag_of"]
+__all__ = [
+    "CHECKOUT",
+    "SANDBOX",
+    "ContainerRef",
+    "checkout_namespace",
+    "checkouts",
+    "close_checkouts",
+    "enter",
+    "owner_of",
+    "run_namespace",
+    "tag_of",
+]
 
 SANDBOX = "sandbox"
 """Task id of a run's sandbox. Which one it is follows from the run alone: no message can point a step elsewhere."""
@@ -52,7 +63,27 @@ def run_namespace(context: RunContext) -> str:
 
 
 def checkout_namespace(context: RunContext) -> str:
-    """The namespace of what git-cloner does on the worker's own machine for the run."""
+    """The namespace of what this attempt of git-cloner does on the worker's own machine: no other attempt has it, so
+    a worker that does not know yet that it was taken over closes nothing but its own."""
+    return f"{_checkout_prefix(context)}_{context.attempt}_{context.takeover}"
+
+
+async def checkouts(context: RunContext) -> list[NamespaceInfo]:
+    """What git-cloner has left on this machine for the run, whichever attempt it was."""
+    prefix = _checkout_prefix(context)
+    found = await context.orchestra.host.namespaces(context.installation)
+    return [info for info in found if info.run_id == context.run_id and info.ns.startswith(prefix)]
+
+
+async def close_checkouts(context: RunContext) -> None:
+    """End and remove all of it, half-removed ones too."""
+    host, grace = context.orchestra.host, context.settings.kill_grace
+    for info in await checkouts(context):
+        await host.close_namespace(info.ns, grace=grace)
+    await host.close_namespace(_checkout_prefix(context), grace=grace)
+
+
+def _checkout_prefix(context: RunContext) -> str:
     return f"{run_namespace(context)}_git"
 
 

@@ -74,7 +74,9 @@ class Run:
             orchestra_=self.orchestra,
         )
 
-    async def step(self, name: str, attempt: int = 1, takeover: int = 0, **spec: Any) -> DriverResult:
+    async def step(
+        self, name: str, attempt: int = 1, takeover: int = 0, context: RunContext | None = None, **spec: Any
+    ) -> DriverResult:
         """Call a driver; spec is checked as the runtime does before user code."""
         driver: Driver = DRIVERS[name]
         found = {"repository": "https://example.org/r.git", "backend": self.backend, "image": self.image, **spec}
@@ -85,7 +87,7 @@ class Run:
         else:
             resource = Resource[BuildSpec].model_validate({**base, "spec": found})
         logger = cast(DriverLogger, self.log)
-        context = self.context(name, attempt, takeover)
+        context = context or self.context(name, attempt, takeover)
         result: DriverResult = await driver.reconcile(resource, "create", self.run_id, logger, context)
         stored = {**result.model_dump(), "driver": name}
         self.metadata = {**self.metadata, f"driverresults.{name}": json.dumps(stored)}

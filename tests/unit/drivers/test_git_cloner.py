@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from conveyor_runtime.errors import RetryableError, TerminalError
+from conveyor_runtime.errors import BackendError, RetryableError, TerminalError
 from drivers.git import environment
 from drivers.repositories import parse_repository
+from drivers.sandboxes import checkout_namespace
 from tests.contract.conftest import until
 from tests.unit.drivers.conftest import Run, git
 
@@ -46,7 +47,7 @@ async def test_branches_and_tags(started: Run, repository: Path, ref: str | None
     assert result.data == {"commit": commit, "ref": branch, "repository": f"file://{repository}"}
     assert await built(started, "cat file", "./run.sh") == [content, "built"]
     left = [info.ns for info in await started.orchestra.host.namespaces(started.installation)]
-    assert not any(ns.endswith("_git") for ns in left)
+    assert not any("_git" in ns for ns in left)
 
 
 async def test_shallow_by_default_and_deep_on_request(run: Run, repository: Path) -> None:
@@ -216,7 +217,45 @@ async def test_cancel_ends_git_and_leaves_nothing(started: Run) -> None:
         await cloning
     assert not _running(f"127.0.0.1:{port}")
     left = [info.ns for info in await started.orchestra.host.namespaces(started.installation)]
-    assert not any(ns.endswith("_git") for ns in left)
+    assert not any("_git" in ns for ns in left)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_worker_thought_dead_leaves_its_successor_alone(started: Run) -> None:
+    accepted: asyncio.Queue[None] = asyncio.Queue()
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.put_nowait(None)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/r.git"
+    first = asyncio.create_task(started.step("git-cloner", repository=url))
+    await accepted.get()
+    second = asyncio.create_task(started.step("git-cloner", takeover=1, repository=url))
+    await accepted.get()
+    # The successor ended what it found; the end of the one it took over from does not touch it.
+    with pytest.raises((RetryableError, BackendError)):
+        await first
+    late = asyncio.create_task(started.step("git-cloner", repository=url))
+    await accepted.get()
+    late.cancel()
+    await asyncio.wait([late])
+    assert not second.done()
+    lost = started.context("git-cloner", takeover=2)
+    lost.cancelled.set()
+    with pytest.raises(RetryableError):
+        await started.step("git-cloner", context=lost, repository=url)
+    assert not second.done()
+    left = [info.ns for info in await started.orchestra.host.namespaces(started.installation)]
+    assert [ns for ns in left if "_git" in ns] == [checkout_namespace(started.context("git-cloner", takeover=1))]
+    # container-stop ends them all.
+    await started.step("container-stop")
+    with pytest.raises((RetryableError, BackendError)):
+        await second
+    assert await started.orchestra.host.namespaces(started.installation) == []
     server.close()
     await server.wait_closed()
 
