@@ -35,6 +35,7 @@ __all__ = [
     "Task",
     "check_task_id",
     "namespace",
+    "run_of",
 ]
 
 Stream = Literal["stdout", "stderr"]
@@ -50,6 +51,7 @@ Progress = Callable[[str], Awaitable[None]]
 
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _MAX_TOKEN = 64
+_UUID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:_.*)?")
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,16 @@ def namespace(installation: str, run_id: str) -> str:
     or cut (at 64 characters) gets 8 hex digits of its hash.
     """
     return f"cv-{_token(installation, '_')}-{_token(run_id, '-_')}"
+
+
+def run_of(installation: str, ns: str) -> str | None:
+    """The run a namespace's name carries, or that of the namespace it is a part of (`<namespace>_...`).
+
+    None if it is not of this installation, or if the run's id is no UUID: another kind may have been changed or cut.
+    """
+    prefix = namespace(installation, "").removesuffix(_token("", "-_"))
+    found = _UUID.fullmatch(ns.removeprefix(prefix)) if ns.startswith(prefix) else None
+    return found.group(1) if found else None
 
 
 def check_task_id(task_id: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.base import NamespaceInfo, Owner, Progress, Task, check_task_id
+from conveyor_runtime.orchestra.base import NamespaceInfo, Owner, Progress, Task, check_task_id, run_of
 from conveyor_runtime.orchestra.native import layout
 from conveyor_runtime.orchestra.native.proc import Target
 from conveyor_runtime.orchestra.native.sandbox import NativeSandbox, check_user, end_targets
@@ -65,17 +65,20 @@ class NativeBackend:
 
     async def namespaces(self, installation: str) -> list[NamespaceInfo]:
         """See the contract."""
-        found = await asyncio.to_thread(lambda: list(layout.namespaces(self._root)))
-        return [
-            NamespaceInfo(
-                ns=ns,
-                run_id=metas[0].owner.run_id,
-                created_at=max(meta.created_at for meta in metas),
-                owners=tuple(meta.owner for meta in metas),
-            )
-            for ns, metas in found
-            if all(meta.owner.installation == installation for meta in metas)
-        ]
+        try:
+            found = await asyncio.to_thread(lambda: list(layout.namespaces(self._root)))
+        except OSError as error:
+            raise BackendError(f"cannot list {self._root}: {error}") from error
+        infos = []
+        for ns, metas, changed in found:
+            if not metas:
+                # Nobody can say any more whose it was but its name, and that only for runs as our engine names them.
+                if run_id := run_of(installation, ns):
+                    infos.append(NamespaceInfo(ns, run_id, changed))
+            elif all(meta.owner.installation == installation for meta in metas):
+                created_at = max(meta.created_at for meta in metas)
+                infos.append(NamespaceInfo(ns, metas[0].owner.run_id, created_at, tuple(meta.owner for meta in metas)))
+        return infos
 
     async def close(self) -> None:
         """Nothing is held."""

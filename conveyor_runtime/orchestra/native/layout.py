@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, ConfigError
@@ -38,6 +39,8 @@ __all__ = [
     "remove_tree",
     "retire",
 ]
+
+log = logging.getLogger(__name__)
 
 _STALE = 3600.0  # seconds after which a half-made sandbox is of a process that died
 
@@ -91,8 +94,7 @@ def make_sandbox(root: Path, ns: str, task_id: str, meta: Meta) -> bool:
         for part in ("workspace", "home", "tmp", "execs"):
             (draft / part).mkdir(mode=0o700)
         text = json.dumps({"owner": asdict(meta.owner), "env": meta.env, "created_at": meta.created_at.isoformat()})
-        (draft / "meta.json").touch(mode=0o600)
-        (draft / "meta.json").write_text(text)
+        _write_durably(draft / "meta.json", text)
         for _ in range(10):
             (root / ns).mkdir(mode=0o700, exist_ok=True)
             try:
@@ -113,24 +115,62 @@ def read_meta(sandbox: Path) -> Meta | None:
     """None if the sandbox is not there."""
     try:
         found = json.loads((sandbox / "meta.json").read_text())
-        return Meta(Owner(**found["owner"]), found["env"], datetime.fromisoformat(found["created_at"]))
+        return Meta(Owner(**found["owner"]), found["env"], datetime.fromisoformat(found["created_at"]).astimezone(UTC))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackendError(f"the native sandbox {sandbox} cannot be read: {error}") from error
 
 
-def namespaces(root: Path) -> Iterator[tuple[str, list[Meta]]]:
-    """Every namespace with what is in it. Also sweeps up what processes that died left half-made or half-removed."""
+def _write_durably(file: Path, text: str) -> None:
+    """So that no power cut leaves a sandbox that nobody can tell the owner of."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
+        written.write(text)
+        written.flush()
+        os.fsync(written.fileno())
+    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def namespaces(root: Path) -> Iterator[tuple[str, list[Meta], datetime]]:
+    """Every namespace with what is in it, and when that last changed. One that cannot be read has nothing in it, and
+    is told of once it is old.
+
+    Also sweeps up what processes that died left half-made or half-removed.
+    """
     for entry in sorted(root.iterdir()):
-        if entry.name.startswith((".new-", ".gone-")):
-            with contextlib.suppress(OSError):
-                if time.time() - entry.lstat().st_mtime > _STALE:
+        try:
+            changed = entry.lstat().st_mtime
+            is_stale = time.time() - changed > _STALE
+            if entry.name.startswith((".new-", ".gone-")):
+                if is_stale:
                     remove_tree(entry)
-        elif entry.is_dir() and not entry.name.startswith("."):
-            metas = [meta for path in _listdir(entry) if (meta := read_meta(path)) is not None]
-            if metas:
-                yield entry.name, metas
+                continue
+            if entry.name.startswith(".") or not entry.is_dir():
+                continue
+            metas = _metas(entry)
+        except OSError as error:
+            log.warning("cannot look at %s: %s", entry, error, extra={"action": "namespace_unreadable"})
+            continue
+        if metas or is_stale:
+            yield entry.name, metas, datetime.fromtimestamp(changed, UTC)
+
+
+def _metas(namespace: Path) -> list[Meta]:
+    """What can be read of it: one broken file must not hide the rest, nor other namespaces."""
+    metas = []
+    for path in _listdir(namespace):
+        try:
+            meta = read_meta(path)
+        except BackendError as error:
+            log.warning("%s", error, extra={"action": "namespace_unreadable"})
+            continue
+        if meta is not None:
+            metas.append(meta)
+    return metas
 
 
 def retire(root: Path, ns: str) -> Path | None:

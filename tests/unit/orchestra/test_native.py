@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conveyor_runtime.errors import BackendError, ConfigError, TerminalError
-from conveyor_runtime.orchestra import Limits, Mount, Owner, Task
+from conveyor_runtime.orchestra import Limits, Mount, NamespaceInfo, Owner, Task, reap
 from conveyor_runtime.orchestra.native import NativeBackend, layout
 from conveyor_runtime.orchestra.native.proc import Target, sweep
 
@@ -88,7 +88,7 @@ def test_what_died_half_way_is_swept_up_when_it_is_old(tmp_path: Path) -> None:
     for name in (".new-old", ".gone-old"):
         os.utime(root / name, (time.time() - 7200,) * 2)
     layout.make_sandbox(root, "cv-inst-run", "x", META)
-    assert [ns for ns, _ in layout.namespaces(root)] == ["cv-inst-run"]
+    assert [ns for ns, *_ in layout.namespaces(root)] == ["cv-inst-run"]
     assert sorted(path.name for path in root.iterdir() if path.name.startswith(".")) == [".new-young"]
 
 
@@ -102,6 +102,49 @@ def test_a_sandbox_is_made_once_and_whole(tmp_path: Path) -> None:
     (root / "ns/x/meta.json").write_text("{")
     with pytest.raises(BackendError):
         layout.read_meta(root / "ns/x")
+
+
+RUN = "019a8f3e-7c1b-7d2a-9c3e-1f2a3b4c5d6e"
+
+
+async def test_a_broken_sandbox_hides_no_other_and_is_reaped_when_it_is_old(tmp_path: Path) -> None:
+    backend = NativeBackend(tmp_path / "root")
+    root = tmp_path / "root"
+    strangers = ["cv-other-" + RUN, "cv-inst-custom", "notes"]
+    broken = [f"cv-inst-{RUN}", f"cv-inst-{RUN}_git_1_0", *strangers]
+    for ns in [*broken, "cv-inst-whole"]:
+        layout.make_sandbox(root, ns, "x", META)
+    for ns, text in zip(broken, ("", "{", "[]", "{}", "null"), strict=True):
+        (root / ns / "x/meta.json").write_text(text)
+    empty = f"cv-inst-{RUN[:-1]}0"
+    (root / empty).mkdir()
+    assert [info.ns for info in await backend.namespaces("inst")] == ["cv-inst-whole"]
+    for ns in [*broken, empty]:
+        os.utime(root / ns, (time.time() - 7200,) * 2)
+    found = {info.ns: info.run_id for info in await backend.namespaces("inst")}
+    assert found == {broken[0]: RUN, broken[1]: RUN, "cv-inst-whole": "run", empty: f"{RUN[:-1]}0"}
+
+    async def is_dead(info: NamespaceInfo) -> bool:
+        return info.run_id == RUN
+
+    assert await reap(backend, "inst", is_dead) == broken[:2]
+    assert sorted(path.name for path in root.iterdir() if path.name in broken) == sorted(strangers)
+
+
+async def test_a_root_that_cannot_be_listed_is_the_backends_failure(tmp_path: Path) -> None:
+    backend = NativeBackend(tmp_path / "root")
+    layout.remove_tree(tmp_path / "root")
+    with pytest.raises(BackendError):
+        await backend.namespaces("inst")
+
+
+def test_what_a_sandbox_remembers_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    layout.make_sandbox(layout.open_root(tmp_path / "root"), "ns", "x", META)
+    assert [Path(path).name.partition("-")[0] for path in synced] == ["meta.json", ".new"]
 
 
 def test_directories_without_write_permission_are_removed() -> None:
