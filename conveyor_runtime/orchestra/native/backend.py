@@ -53,15 +53,17 @@ class NativeBackend:
     async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
         """See the contract."""
         everything = [Target(f"{execs.SANDBOX_MARK}={_checked(ns)}".encode())]
-        everything += await asyncio.to_thread(self._recorded, ns)
-        await end_targets(everything, grace)
-        retired = await asyncio.to_thread(layout.retire, self._root, ns)
-        # Whoever began between the last look and the removal has lost its directory, and now its life.
-        await end_targets(everything, 0)
-        if retired is not None:
-            await asyncio.to_thread(layout.remove_tree, retired)
-            if retired.exists():
-                raise BackendError(f"{ns}: cannot remove {retired}")
+        try:
+            everything += await asyncio.to_thread(self._recorded, ns)
+            await end_targets(everything, grace)
+            await asyncio.to_thread(layout.retire, self._root, ns)
+            # Whoever began between the last look and the removal has lost its directory, and now its life.
+            await end_targets(everything, 0)
+            left = await asyncio.to_thread(self._remove_retired, ns)
+        except OSError as error:
+            raise BackendError(f"{ns}: cannot be removed: {error}") from error
+        if left:
+            raise BackendError(f"{ns}: cannot remove {', '.join(map(str, left))}")
 
     async def namespaces(self, installation: str) -> list[NamespaceInfo]:
         """See the contract."""
@@ -83,9 +85,17 @@ class NativeBackend:
     async def close(self) -> None:
         """Nothing is held."""
 
+    def _remove_retired(self, ns: str) -> list[Path]:
+        """Also what somebody who died left of it; returns what cannot be removed."""
+        found = layout.retired(self._root, ns)
+        for path in found:
+            layout.remove_tree(path)
+        return [path for path in found if path.exists()]
+
     def _recorded(self, ns: str) -> list[Target]:
         """The leaders of all execs: finds children that emptied their environment but stayed in the session."""
-        records = [execs.Record.parse(path.name) for path in (self._root / ns).glob("*/execs/*")]
+        places = [self._root / ns, *layout.retired(self._root, ns)]
+        records = [execs.Record.parse(path.name) for place in places for path in place.glob("*/execs/*")]
         return [Target(f"{execs.EXEC_MARK}={r.nonce}".encode(), r.pid, r.start) for r in records if r]
 
 

@@ -2,7 +2,7 @@
 
     <root>/<namespace>/<task id>/{workspace,home,tmp,execs,meta.json}     a sandbox
     <root>/.new-<random>/                                                 one being made
-    <root>/.gone-<random>/                                                a namespace being removed
+    <root>/.gone-<namespace>-<random>/                                    a namespace being removed
 
 A sandbox is made under another name and renamed, a namespace is renamed and then removed: what bears its proper name
 is whole. Blocking: call it in a thread.
@@ -38,11 +38,13 @@ __all__ = [
     "read_meta",
     "remove_tree",
     "retire",
+    "retired",
 ]
 
 log = logging.getLogger(__name__)
 
 _STALE = 3600.0  # seconds after which a half-made sandbox is of a process that died
+_GONE_STALE = 60.0  # seconds after which a half-removed one is; to remove it beside somebody who still does is no harm
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def namespaces(root: Path) -> Iterator[tuple[str, list[Meta], datetime]]:
             changed = entry.lstat().st_mtime
             is_stale = time.time() - changed > _STALE
             if entry.name.startswith((".new-", ".gone-")):
-                if is_stale:
+                if is_stale or (entry.name.startswith(".gone-") and time.time() - changed > _GONE_STALE):
                     remove_tree(entry)
                 continue
             if entry.name.startswith(".") or not entry.is_dir():
@@ -173,14 +175,16 @@ def _metas(namespace: Path) -> list[Meta]:
     return metas
 
 
-def retire(root: Path, ns: str) -> Path | None:
-    """Take a namespace's name away, so that nothing can begin in it any more; None if it is not there."""
-    gone = root / f".gone-{secrets.token_hex(8)}"
-    try:
-        (root / ns).rename(gone)
-    except FileNotFoundError:
-        return None
-    return gone
+def retire(root: Path, ns: str) -> None:
+    """Take a namespace's name away, so that nothing can begin in it any more. From then it is among `retired`."""
+    with contextlib.suppress(FileNotFoundError):
+        (root / ns).rename(root / f".gone-{ns}-{secrets.token_hex(8)}")
+
+
+def retired(root: Path, ns: str) -> list[Path]:
+    """What is still to be removed of a namespace and its parts (`<namespace>_...`), whoever began with it."""
+    of_it = re.compile(rf"\.gone-{re.escape(ns)}(_.*)?-[0-9a-f]{{16}}")
+    return [root / name for name in sorted(os.listdir(root)) if of_it.fullmatch(name)]
 
 
 def _listdir(path: Path) -> list[Path]:

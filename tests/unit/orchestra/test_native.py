@@ -104,6 +104,24 @@ def test_a_sandbox_is_made_once_and_whole(tmp_path: Path) -> None:
         layout.read_meta(root / "ns/x")
 
 
+async def test_closing_removes_what_a_closer_that_was_killed_left(tmp_path: Path) -> None:
+    backend = NativeBackend(tmp_path / "root")
+    root = tmp_path / "root"
+    for ns in ("cv-inst-run", "cv-inst-run_git_1_0", "cv-inst-run-2"):
+        layout.make_sandbox(root, ns, "x", META)
+        layout.retire(root, ns)
+    assert not (root / "cv-inst-run").exists()
+    layout.make_sandbox(root, "cv-inst-run", "x", META)
+    await backend.close_namespace("cv-inst-run", grace=0)
+    [other] = [path for path in root.iterdir() if path.is_dir()]
+    assert other.name.startswith(".gone-cv-inst-run-2-")
+    assert await backend.namespaces("inst") == []
+    assert other.exists(), "somebody may be at it"
+    os.utime(other, (time.time() - 90,) * 2)
+    assert await backend.namespaces("inst") == []
+    assert not other.exists()
+
+
 RUN = "019a8f3e-7c1b-7d2a-9c3e-1f2a3b4c5d6e"
 
 
