@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
 
+from pydantic import ValidationError
+
 from conveyor_runtime.bus import Bus, Committer, Delivery, Puller, subjects
 from conveyor_runtime.engine import planner, plans, steps
 from conveyor_runtime.engine.dispatcher import Dispatcher
@@ -25,6 +27,9 @@ from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord, Stat
 from conveyor_runtime.store import State
 
 log = logging.getLogger(__name__)
+
+#: Times, a second apart, that a result is handed back because this engine cannot read its run.
+_NEWER_ENGINE_TRIES = 20
 
 
 class Engine:
@@ -130,23 +135,40 @@ class Engine:
             self.liveness.noticed(parts[0])
 
     async def _work(self, run_id: str) -> None:
-        deliveries = self._inbox.pop(run_id, [])
-        try:
-            found = await self.transitions.find(run_id)
-            if found is None:
-                for delivery in deliveries:
-                    await delivery.ack()
-                return
-            run = await self._progress(found.record, deliveries)
-            for delivery in deliveries:
-                await delivery.ack()
-        except BaseException:
-            for delivery in deliveries:
-                await delivery.nak(1.0)
-            raise
+        run = await self._take_in(run_id, self._inbox.pop(run_id, []))
+        if run is None:
+            return
+        run = await self._progress(run)
         if run.status.terminal:
             self._starting.discard(run_id)
             self.settle(run.type, run.name)
+
+    async def _take_in(self, run_id: str, deliveries: list[Delivery]) -> RunRecord | None:
+        """The run with these results in it, and they off the bus; None if there is no run that can be read."""
+        try:
+            found = await self.transitions.find(run_id)
+            run = found.record if found is not None else None
+            if run is not None and deliveries:
+                run = await fold(self.transitions, self._bus, run, deliveries)
+            for delivery in deliveries:
+                await delivery.ack()
+            return run
+        except ValidationError as error:
+            log.warning("run %s is left alone: its record cannot be read: %s", run_id, error)
+            for delivery in deliveries:
+                await self._leave_to_a_newer_engine(delivery)
+            return None
+        finally:
+            # Those that are acked already stay so.
+            for delivery in deliveries:
+                await delivery.nak(1.0)
+
+    async def _leave_to_a_newer_engine(self, delivery: Delivery) -> None:
+        """Hand a result back whose run only another version can read, but not for ever: takeovers wait for it."""
+        if delivery.num_delivered < _NEWER_ENGINE_TRIES:
+            await delivery.nak(1.0)
+        else:
+            await dead_letter(self._bus, delivery, "the record of its run cannot be read")
 
     def _died(self, instance_id: str) -> None:
         """A worker died: look at every run it worked on."""
@@ -154,10 +176,8 @@ class Engine:
             if any(claim.instance == instance_id for _, claim in self.state.view.claims_of(run_id)):
                 self._runs.add(run_id)
 
-    async def _progress(self, run: RunRecord, deliveries: list[Delivery]) -> RunRecord:
+    async def _progress(self, run: RunRecord) -> RunRecord:
         """Everything that follows for this run from what is true now."""
-        if deliveries:
-            run = await fold(self.transitions, run, deliveries)
         if run.status.terminal:
             return run
         if not self.is_active(run) and not (run.cancel is not None and await self._became_active(run)):

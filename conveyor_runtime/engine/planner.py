@@ -98,7 +98,7 @@ def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: floa
     may_retry = result.retryable and state.attempt < MAX_ATTEMPTS and (run.cancel is None or planned.finally_)
     update: dict[str, object] = {
         "status": result.status,
-        "message": result.message,
+        "message": steps.short(result.message),
         "exit_code": result.exit_code,
         "data": result.data,
         "instance": result.instance or None,
@@ -150,7 +150,7 @@ def end_step(
     """The step ended by the engine, not by a result."""
     state = run.steps[step_id]
     claimed = node or state.claimed_node
-    update = {"status": status, "message": message, "finished_at": now, "claimed_node": claimed}
+    update = {"status": status, "message": steps.short(message), "finished_at": now, "claimed_node": claimed}
     return _with_step(run, step_id, state.model_copy(update=update))
 
 
@@ -158,7 +158,7 @@ def cancel(run: RunRecord, who: str, why: str, now: datetime) -> RunRecord:
     """The run asked to end. The first asker counts; a terminal run stays as it is."""
     if run.status.terminal or run.cancel is not None:
         return run
-    return run.model_copy(update={"cancel": Cancel(who=who, why=why, at=now)})
+    return run.model_copy(update={"cancel": Cancel(who=steps.short(who), why=steps.short(why), at=now)})
 
 
 def end_unstarted(run: RunRecord, reason: str, now: datetime) -> RunRecord:

@@ -1,4 +1,8 @@
-"""Results as they come off the bus, ours and foreign ones, folded into the run they belong to."""
+"""Results as they come off the bus, ours and foreign ones, folded into the run they belong to.
+
+None may stay there for ever: takeovers wait until the results stored before them have been taken in. So one that cannot
+be read or never be committed becomes a dead letter, and its attempt ends as Error.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,17 @@ from pydantic import ValidationError
 from conveyor_runtime.bus import Bus, Delivery
 from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.transitions import Transitions
+from conveyor_runtime.errors import BusUnavailable, RevisionConflict
 from conveyor_runtime.models import PipelineEvent, RunRecord, Status, StepResult, is_name
-from conveyor_runtime.models.message import H_RESULT, H_RUN, META_ATTEMPT, META_STEP
+from conveyor_runtime.models.message import (
+    H_ATTEMPT,
+    H_RESULT,
+    H_RUN,
+    H_STEP,
+    H_TAKEOVER,
+    META_ATTEMPT,
+    META_STEP,
+)
 from conveyor_runtime.store import Blob, Put, keep_dead_letter, keys
 from conveyor_runtime.telemetry import metrics
 
@@ -40,20 +53,67 @@ def run_id_of(delivery: Delivery) -> str | None:
 
 
 async def dead_letter(bus: Bus, delivery: Delivery, reason: str) -> None:
-    """Keep a copy of a message nobody can read, with the reason, and take the original out of the way."""
-    log.error("a message on %s cannot be read and is kept as a dead letter: %s", delivery.subject, reason)
-    await keep_dead_letter(
-        bus, "results", delivery.data, msg_id=f"results.{delivery.stream_seq}", reason=reason, subject=delivery.subject
-    )
+    """Keep a copy of a message nobody can use, with the reason, and take the original out of the way."""
+    await _keep(bus, delivery, reason)
     await delivery.ack()
 
 
-async def fold(transitions: Transitions, run: RunRecord, deliveries: Sequence[Delivery]) -> RunRecord:
-    """The run with these results in it, in one commit. What matches nothing changes nothing."""
-    read = (_read(delivery, run, transitions) for delivery in deliveries)
-    results = [result for result in read if result is not None and steps.awaits(run, result)]
+async def _keep(bus: Bus, delivery: Delivery, reason: str) -> None:
+    log.error("a message on %s is kept as a dead letter: %s", delivery.subject, reason)
+    await keep_dead_letter(
+        bus, "results", delivery.data, msg_id=f"results.{delivery.stream_seq}", reason=reason, subject=delivery.subject
+    )
+
+
+async def fold(transitions: Transitions, bus: Bus, run: RunRecord, deliveries: Sequence[Delivery]) -> RunRecord:
+    """The run with these results in it, in one commit if that can be. What matches nothing changes nothing.
+
+    Raises only what may pass: BusUnavailable, RevisionConflict, or that a dead letter cannot be kept now.
+    """
+    read = [(delivery, await _read(delivery, run, transitions, bus)) for delivery in deliveries]
+    results = [(delivery, result) for delivery, result in read if result is not None and steps.awaits(run, result)]
     if not results:
         return run
+    try:
+        return await _commit(transitions, run, [result for _, result in results])
+    except (BusUnavailable, RevisionConflict):
+        raise
+    except Exception as error:
+        log.warning("results of run %s cannot be stored together: %s", run.run_id, error)
+    for delivery, result in results:
+        run = await _fold_alone(transitions, bus, run, delivery, result)
+    return run
+
+
+async def _fold_alone(
+    transitions: Transitions, bus: Bus, run: RunRecord, delivery: Delivery, result: StepResult
+) -> RunRecord:
+    """The run with this result in it; if that can never be, with its attempt ended and the result set aside."""
+    try:
+        return await _commit(transitions, run, [result])
+    except (BusUnavailable, RevisionConflict):
+        raise
+    except Exception as error:
+        reason = f"its result cannot be stored: {error}"
+    # Before the commit: a letter too many is a smaller evil than one too few.
+    await _keep(bus, delivery, reason)
+    try:
+        return await _commit(transitions, run, [_ended(run, result.step, result.attempt, result.takeover, reason)])
+    except (BusUnavailable, RevisionConflict):
+        raise
+    except Exception:
+        log.exception("step %s of run %s cannot be ended", result.step, run.run_id)
+        return run
+
+
+def _ended(run: RunRecord, step: str, attempt: int, takeover: int, reason: str) -> StepResult:
+    """What stands for a result that cannot be taken in."""
+    return StepResult(
+        run_id=run.run_id, step=step, attempt=attempt, takeover=takeover, status=Status.ERROR, message=reason
+    )
+
+
+async def _commit(transitions: Transitions, run: RunRecord, results: Sequence[StepResult]) -> RunRecord:
     kept: list[tuple[StepResult, str | None]] = []
     puts = []
     for result in results:
@@ -87,15 +147,23 @@ def _apply(record: RunRecord, result: StepResult, data_key: str | None, now: dat
     return after
 
 
-def _read(delivery: Delivery, run: RunRecord, transitions: Transitions) -> StepResult | None:
-    """The result a message carries; None for one of the plain contract, or of no step of this run."""
-    if own := delivery.headers.get(H_RESULT):
-        try:
-            return StepResult.model_validate_json(orjson.dumps(orjson.loads(delivery.data)["cv"]))
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("result %s cannot be read: %s", own, error)
-            return None
-    return _read_foreign(delivery, run, transitions)
+async def _read(delivery: Delivery, run: RunRecord, transitions: Transitions, bus: Bus) -> StepResult | None:
+    """The result a message carries; None for one of the plain contract, or of no step of this run.
+
+    One of ours that cannot be read is kept as a dead letter, and ends the attempt that its headers name.
+    """
+    if H_RESULT not in delivery.headers:
+        return _read_foreign(delivery, run, transitions)
+    try:
+        return StepResult.model_validate_json(orjson.dumps(orjson.loads(delivery.data)["cv"]))
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(f"its result cannot be read: {error!r}".split())
+    await _keep(bus, delivery, reason)
+    try:
+        numbers = int(delivery.headers[H_ATTEMPT]), int(delivery.headers[H_TAKEOVER])
+        return _ended(run, delivery.headers[H_STEP], *numbers, reason)
+    except (ValueError, KeyError):
+        return None
 
 
 def _read_foreign(delivery: Delivery, run: RunRecord, transitions: Transitions) -> StepResult | None:

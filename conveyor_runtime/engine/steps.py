@@ -10,8 +10,16 @@ from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord, Stat
 #: Steps with an attempt under way, in the order of the plan.
 OpenSteps = Iterable[tuple[PlannedStep, StepState]]
 
+#: Characters of a message or reason kept in a run record; whoever wrote it may have written megabytes.
+LONGEST_MESSAGE = 1000
+
 #: How a step ends that did not go well.
 BAD = (Status.TIMED_OUT, Status.ERROR, Status.FAILED, Status.CANCELLED)
+
+
+def short(message: str) -> str:
+    """A message or reason as a run record keeps it."""
+    return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 1] + "…"
 
 
 def awaits(run: RunRecord, result: StepResult) -> bool:
@@ -111,4 +119,4 @@ def verdict(plan: tuple[PlannedStep, ...], states: Mapping[str, StepState], *, i
         return Status.SUCCEEDED, ""
     first = min(bad, key=lambda step: states[step.id].status is Status.CANCELLED)
     state = states[first.id]
-    return state.status, f"step {first.id}: {state.message}".rstrip(": ")
+    return state.status, short(f"step {first.id}: {state.message}".rstrip(": "))
