@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from datetime import timedelta
+from typing import Any
 
 from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import consumer_info
@@ -17,7 +19,7 @@ from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.foreign import MESSAGES
 from conveyor_runtime.engine.purge import Purge
-from conveyor_runtime.errors import InfrastructureError, RevisionConflict
+from conveyor_runtime.errors import BusUnavailable, InfrastructureError, RevisionConflict
 from conveyor_runtime.models import PlannedStep, RunRecord, StepState
 from conveyor_runtime.store import Put, Versioned, keys
 
@@ -62,22 +64,32 @@ class Sweep:
                 continue
 
     async def sweep(self) -> None:
-        """One walk over everything that is not finished."""
+        """One walk over everything that is not finished. What one thing fails at does not stop the others."""
         for resource in list(self._state.view.resources()):
             if resource.record.active or resource.record.queue:
                 self._engine.settle(resource.record.type, resource.record.name)
         floors: dict[str, int | None] = {}
         for run_id in sorted(self._state.view.live_runs):
-            found = self._state.view.run(run_id)
-            if found is None:
-                continue
-            if await self._remove_orphan(found):
-                continue
-            if self._engine.is_active(found.record):
-                await self._issue_again(found.record, floors)
-            self._engine.look(run_id)
-        await self._forget_dead_instances()
-        await self._purge.round()
+            await self._apart(f"run {run_id}", self._look_at(run_id, floors))
+        await self._apart("leases of dead processes", self._forget_dead_instances())
+        await self._apart("old runs", self._purge.round())
+
+    async def _apart(self, what: str, work: Coroutine[Any, Any, object]) -> None:
+        """Do this by itself. Raises only BusUnavailable, which the rest would meet as well."""
+        try:
+            await work
+        except BusUnavailable:
+            raise
+        except Exception as error:
+            log.warning("the sweep leaves %s alone: %s", what, error)
+
+    async def _look_at(self, run_id: str, floors: dict[str, int | None]) -> None:
+        found = self._state.view.run(run_id)
+        if found is None or await self._remove_orphan(found):
+            return
+        if self._engine.is_active(found.record):
+            await self._issue_again(found.record, floors)
+        self._engine.look(run_id)
 
     async def _remove_orphan(self, found: Versioned[RunRecord]) -> bool:
         """Remove a run that was never accepted; True if this was one."""

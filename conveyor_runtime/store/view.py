@@ -1,14 +1,18 @@
 """The read model: every key of the bucket, kept current by its changes and by our own writes.
 
-Records are decoded when somebody first looks at them: a process that only lists a page pays for that page.
+Records are decoded when somebody first looks at them: a process that only lists a page pays for that page. What cannot
+be decoded, of a newer version or by somebody else's hand, is set aside with one warning: as if it were not there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar, cast
+
+from pydantic import ValidationError
 
 from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.models import (
@@ -22,6 +26,8 @@ from conveyor_runtime.models import (
     Status,
 )
 from conveyor_runtime.store.base import Change, Store, Watch
+
+log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Model)
 
@@ -38,6 +44,7 @@ _MODELS: dict[str, type[Model]] = {
 _PARTS = {"resource": 2, "claim": 4}
 
 _TERMINAL = {status.value.encode() for status in Status if status.terminal}
+_KNOWN = {status.value.encode() for status in Status}
 
 _RUN_STATUS = re.compile(rb'"status":"(\w+)"')
 
@@ -48,17 +55,19 @@ Listener = Callable[[str, tuple[str, ...]], None]
 class Versioned(Generic[M]):
     """A record and the revision it was written at, decoded on first use."""
 
-    __slots__ = ("_model", "_raw", "_record", "revision")
+    __slots__ = ("_model", "_raw", "_record", "revision", "set_aside")
 
     def __init__(self, revision: int, model: type[M], raw: bytes, record: M | None = None) -> None:
         self.revision = revision
+        self.set_aside = False
+        """Found to be undecodable."""
         self._model = model
         self._raw = raw
         self._record = record
 
     @property
     def record(self) -> M:
-        """The decoded record."""
+        """The decoded record. Raises pydantic's ValidationError if it is none."""
         if self._record is None:
             self._record = self._model.model_validate_json(self._raw)
         return self._record
@@ -128,6 +137,9 @@ class View:
         records = self._kinds.get(kind)
         if records is None or len(parts) != _PARTS.get(kind, 1):
             return
+        if kind == "claim" and not (parts[2].isdecimal() and parts[3].isdecimal()):
+            log.warning("the key %s is no claim and is set aside", change.key)
+            return
         known = records.get(parts)
         if (known and known.revision >= change.revision) or self._deleted.get((kind, parts), 0) >= change.revision:
             return
@@ -165,19 +177,42 @@ class View:
             self.live_runs.add(run_id)
         else:
             self.live_runs.discard(run_id)
+        if status is not None and status[1] not in _KNOWN:
+            # Of a newer version, most likely: alive, but nothing this one can look at.
+            self._decodes("run", (run_id,))
 
     # -- reading -------------------------------------------------------------------------------------------------
 
+    def _decodes(self, kind: str, parts: tuple[str, ...]) -> bool:
+        """Whether the record is there and can be decoded."""
+        found = self._kinds[kind].get(parts)
+        if found is None or found.set_aside:
+            return False
+        try:
+            return found.record is not None
+        except ValidationError as error:
+            found.set_aside = True
+            key = ".".join((kind, *parts))
+            log.warning("%s (revision %d) cannot be read and is set aside: %s", key, found.revision, error)
+            return False
+
     def _get(self, kind: str, parts: tuple[str, ...], model: type[M]) -> Versioned[M] | None:
-        return cast("Versioned[M] | None", self._kinds[kind].get(parts))
+        return cast("Versioned[M]", self._kinds[kind][parts]) if self._decodes(kind, parts) else None
+
+    def _all(self, kind: str, model: type[M]) -> Iterator[tuple[tuple[str, ...], Versioned[M]]]:
+        records = cast("dict[tuple[str, ...], Versioned[M]]", self._kinds[kind])
+        for parts, versioned in list(records.items()):
+            if self._decodes(kind, parts):
+                yield parts, versioned
 
     def resource(self, type_: str, name: str) -> Versioned[ResourceRecord] | None:
         """One resource."""
         return self._get("resource", (type_, name), ResourceRecord)
 
     def run(self, run_id: str) -> Versioned[RunRecord] | None:
-        """One run."""
-        return self._get("run", (run_id,), RunRecord)
+        """One run. It is not decoded yet, so only one whose status nobody knows is set aside."""
+        found = cast("Versioned[RunRecord] | None", self._kinds["run"].get((run_id,)))
+        return found if found is not None and not found.set_aside else None
 
     def claim(self, run_id: str, step: str, attempt: int, takeover: int) -> Versioned[Claim] | None:
         """One claim."""
@@ -200,7 +235,7 @@ class View:
         """All resources (of a type), by type and name."""
         records = self._kinds["resource"]
         for parts in sorted(records):
-            if type_ is None or parts[0] == type_:
+            if (type_ is None or parts[0] == type_) and self._decodes("resource", parts):
                 yield cast("Versioned[ResourceRecord]", records[parts])
 
     def run_ids(self) -> list[str]:
@@ -210,27 +245,28 @@ class View:
     def claims_of(self, run_id: str) -> Iterator[tuple[tuple[str, int, int], Claim]]:
         """The claims of a run: ((step, attempt, takeover), claim)."""
         for parts in list(self._claims_of_run.get(run_id, ())):
-            versioned = cast("Versioned[Claim]", self._kinds["claim"][parts])
-            yield (parts[1], int(parts[2]), int(parts[3])), versioned.record
+            found = self._get("claim", parts, Claim)
+            if found is not None:
+                yield (parts[1], int(parts[2]), int(parts[3])), found.record
 
     def claims(self) -> Iterator[tuple[str, Claim]]:
         """Every claim with its run id."""
-        for parts, versioned in list(self._kinds["claim"].items()):
-            yield parts[0], cast("Versioned[Claim]", versioned).record
+        for parts, versioned in self._all("claim", Claim):
+            yield parts[0], versioned.record
 
     def instances(self) -> Iterator[Versioned[Instance]]:
         """All leases known."""
-        yield from cast("list[Versioned[Instance]]", list(self._kinds["instance"].values()))
+        for _, versioned in self._all("instance", Instance):
+            yield versioned
 
     def drivers(self) -> dict[str, DriverRecord]:
         """All driver records by name."""
-        records = cast("dict[tuple[str, ...], Versioned[DriverRecord]]", self._kinds["driver"])
-        return {parts[0]: versioned.record for parts, versioned in records.items()}
+        return {parts[0]: versioned.record for parts, versioned in self._all("driver", DriverRecord)}
 
     def definitions(self) -> list[ResourceDefinition]:
         """All definitions by name."""
-        records = cast("dict[tuple[str, ...], Versioned[ResourceDefinition]]", self._kinds["definition"])
-        return [records[parts].record for parts in sorted(records)]
+        found = {parts: versioned.record for parts, versioned in self._all("definition", ResourceDefinition)}
+        return [found[parts] for parts in sorted(found)]
 
     # -- read your writes ----------------------------------------------------------------------------------------
 

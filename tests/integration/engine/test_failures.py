@@ -201,6 +201,33 @@ async def test_a_run_no_resource_names_is_removed(cluster: Cluster, monkeypatch:
     assert await cluster.state.run(orphan.run_id) is None
 
 
+async def test_keys_nobody_can_read_stop_neither_the_sweep_nor_results(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conveyor_runtime.bus import subjects
+
+    monkeypatch.setattr("conveyor_runtime.engine.engine._NEWER_ENGINE_TRIES", 2)
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    newer = b'{"run_id":"0192-newer","type":"thing","name":"two","event":"create","generation":1,"status":"%s"}'
+    keys = {"run.0192-newer": newer % b"Paused", "run.0193-broken": newer % b"Running", "claim.a.b.c.d": b"{}"}
+    keys |= {"claim.r.s.1.0": b"?", "instance.x": b"{}", "resource.thing.two": b"{}", "driver.x": b"{}"}
+    for key, value in keys.items():
+        await cluster.bus.publish(subjects.kv(key), value)
+    await cluster.bus.publish("pipelines.driver.result", b'{"event":"driver.result","run_id":"0192-newer"}')
+    await cluster.until(lambda: {"0192-newer", "0193-broken"} <= cluster.state.view.live_runs)
+    await cluster.sweep.sweep()
+    await cluster.add(recorder("a", calls))
+    assert (await cluster.ended(run_id)).status == "Succeeded"
+    from conveyor_runtime.bus.streams import stream_info
+
+    async with asyncio.timeout(10):
+        while (info := await stream_info(cluster.bus, "cv-results")) and info["state"]["messages"]:
+            await asyncio.sleep(0.05)
+
+
 async def test_the_same_result_twice_counts_once(cluster: Cluster) -> None:
     gate = Gate()
     await cluster.define("thing")

@@ -73,11 +73,31 @@ def test_claims_are_found_by_their_run(view: View) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["run", "run.a.b", "claim.a", "resource.a", "what.ever", "version.i.1", "resource.a.b.c"]
+    "key", ["run", "run.a.b", "claim.a", "claim.a.b.c.d", "resource.a", "what.ever", "version.i.1", "resource.a.b.c"]
 )
 def test_a_key_somebody_else_made_does_no_harm(view: View, key: str) -> None:
     view.apply(Change(key, b"\xff not ours", 1))
     assert view.run_ids() == [] and list(view.resources()) == [] and list(view.claims()) == []
+
+
+@pytest.mark.parametrize("key", ["resource.a.b", "claim.a.b.1.0", "instance.i", "driver.d", "definition.t"])
+def test_what_cannot_be_decoded_is_set_aside_with_one_warning(
+    view: View, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for revision, value in enumerate((b'{"of": "a newer version"}', b"\xff not ours"), 1):
+        view.apply(Change(key, value, revision))
+        for _ in range(2):
+            assert not [*view.resources(), *view.claims(), *view.claims_of("a"), *view.instances()]
+            assert not view.drivers() and not view.definitions() and view.resource("a", "b") is None
+            assert view.claim("a", "b", 1, 0) is None and view.instance("i") is None and view.driver("d") is None
+        assert len(caplog.records) == revision and f"{key} (revision {revision})" in caplog.text
+
+
+def test_a_run_with_a_status_nobody_knows_is_set_aside(view: View) -> None:
+    view.apply(Change("run.0192-newer", run_of("r").encode().replace(b'"Running"', b'"Paused"'), 1))
+    assert view.run("0192-newer") is None
+    view.apply(run_change("0192-newer", 2))
+    assert view.run("0192-newer") is not None
 
 
 def test_a_status_of_a_newer_version_is_a_live_run(view: View) -> None:
