@@ -78,7 +78,7 @@ async def fold(transitions: Transitions, bus: Bus, run: RunRecord, deliveries: S
         return await _commit(transitions, run, [result for _, result in results])
     except (BusUnavailable, RevisionConflict):
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it will be so again
         log.warning("results of run %s cannot be stored together: %s", run.run_id, error)
     for delivery, result in results:
         run = await _fold_alone(transitions, bus, run, delivery, result)
@@ -93,7 +93,7 @@ async def _fold_alone(
         return await _commit(transitions, run, [result])
     except (BusUnavailable, RevisionConflict):
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as above
         reason = f"its result cannot be stored: {error}"
     # Before the commit: a letter too many is a smaller evil than one too few.
     await _keep(bus, delivery, reason)

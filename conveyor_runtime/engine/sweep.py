@@ -80,7 +80,7 @@ class Sweep:
             await work
         except BusUnavailable:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this one's alone
             log.warning("the sweep leaves %s alone: %s", what, error)
 
     async def _look_at(self, run_id: str, floors: dict[str, int | None]) -> None:

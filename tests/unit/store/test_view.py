@@ -80,7 +80,7 @@ def test_a_key_somebody_else_made_does_no_harm(view: View, key: str) -> None:
     assert view.run_ids() == [] and list(view.resources()) == [] and list(view.claims()) == []
 
 
-@pytest.mark.parametrize("key", ["resource.a.b", "claim.a.b.1.0", "instance.i", "driver.d", "definition.t"])
+@pytest.mark.parametrize("key", ["resource.a.b", "claim.a.b.1.0", "instance.i", "driver.d"])
 def test_what_cannot_be_decoded_is_set_aside_with_one_warning(
     view: View, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,7 +88,7 @@ def test_what_cannot_be_decoded_is_set_aside_with_one_warning(
         view.apply(Change(key, value, revision))
         for _ in range(2):
             assert not [*view.resources(), *view.claims(), *view.claims_of("a"), *view.instances()]
-            assert not view.drivers() and not view.definitions() and view.resource("a", "b") is None
+            assert not view.drivers() and view.resource("a", "b") is None
             assert view.claim("a", "b", 1, 0) is None and view.instance("i") is None and view.driver("d") is None
         assert len(caplog.records) == revision and f"{key} (revision {revision})" in caplog.text
 
