@@ -20,6 +20,7 @@ class Nodes:
         self._liveness = liveness
         self._clock = clock
         self._missing: dict[tuple[str, str], float] = {}
+        view.listen(self._noticed)
 
     def is_gone(self, driver: str, node: str) -> bool:
         """Whether nobody has been there for so long that nobody is waited for any more."""
@@ -31,6 +32,13 @@ class Nodes:
             return False
         since = max(self._missing.setdefault((driver, node), self._clock()), watching)
         return self._clock() - since >= NODE_GONE
+
+    def _noticed(self, kind: str, parts: tuple[str, ...]) -> None:
+        """A lease changed: who renews it is there, whether or not anybody asks for it meanwhile."""
+        found = self._view.instance(parts[0]) if kind == "instance" and self._missing else None
+        if found is not None and not (found.record.ended or found.record.gone):
+            for node in found.record.nodes:
+                self._missing.pop((found.record.driver, node), None)
 
     def _has_live(self, driver: str, node: str) -> bool:
         return any(

@@ -185,6 +185,19 @@ async def test_a_step_whose_node_is_gone_ends(watcher: Watcher, finally_: bool, 
     assert (state.status, state.message) == (status, "node gone: no d has run on n1 for 10 minutes")
 
 
+async def test_a_node_is_gone_by_its_last_absence_only(watcher: Watcher) -> None:
+    """Rule 5: nobody looked at such a step while the driver was there."""
+    await examine(watcher, node="n1")
+    await watcher.pass_time(60)
+    await watcher.instance(nodes=("n1",))
+    await watcher.pass_time(NODE_GONE)
+    await watcher.instance(nodes=("n1",), ended=True)
+    await watcher.pass_time(1)
+    assert not (await examine(watcher)).status.terminal
+    await watcher.pass_time(NODE_GONE)
+    assert (await examine(watcher)).status is Status.ERROR
+
+
 async def test_a_step_whose_node_is_gone_but_that_was_claimed_is_handed_over_first(watcher: Watcher) -> None:
     """Rule 5: results count before that."""
     await watcher.instance(ended=True)
