@@ -7,6 +7,7 @@ left running is found and ended like everything else.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ async def reconcile(
     checkout = await host.start_sandbox(ns, Task(id=CHECKOUT), owner_of(context))
     try:
         git = Git(checkout, repository, logger, context, allow_files=allow_files)
+        await asyncio.to_thread(git.set_up)
         found = await git.clone(ref, depth=spec.depth)
         if spec.submodules:
             await git.submodules(depth=spec.depth)
@@ -93,11 +95,15 @@ class Git:
         self._repository = repository
         self._logger = logger
         self._context = context
+        self._allow_files = allow_files
         self.directory = Path(sandbox.workspace, "repository")
+        self._settings = Path(sandbox.workspace, "gitconfig")
+        self._env = environment(repository, self._settings, allow_files=allow_files)
+
+    def set_up(self) -> None:
+        """Make the place to clone into. Blocking."""
         self.directory.mkdir()
-        settings = Path(sandbox.workspace, "gitconfig")
-        settings.write_text(configuration(repository, trust_files=allow_files))
-        self._env = environment(repository, settings, allow_files=allow_files)
+        self._settings.write_text(configuration(self._repository, trust_files=self._allow_files))
 
     async def clone(self, ref: str | None, *, depth: int) -> Found:
         """Check the ref out (None = the remote's default branch), with `depth` commits of history (0 = all)."""

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,25 +96,26 @@ class NativeSandbox:
     async def end_execs(self, step: str, before: tuple[int, int], *, grace: float = 10.0) -> int:
         """See the contract."""
         self._check_alive()
-        directory = self._home / "execs"
-        (directory / execs.fence_name(step, before)).touch()
-        records = [
-            record
-            for name in os.listdir(directory)
-            if (record := execs.Record.parse(name)) and record.is_before(step, before)
-        ]
+        records = await asyncio.to_thread(self._fence, step, before)
         targets = [Target(_mark(execs.EXEC_MARK, r.nonce), r.pid, r.start) for r in records]
         ended = len(await asyncio.to_thread(_alive, targets))
         if targets:
             await end_targets(targets, grace)
-        for record in records:
-            (directory / record.name).unlink(missing_ok=True)
+            await asyncio.to_thread(self._forget, records)
         return ended
 
     async def copy_in(self, source: Path, target: str) -> None:
         """See the contract."""
         self._check_alive()
-        await asyncio.to_thread(self._copy_in, source, target)
+        stop = threading.Event()
+        copying = asyncio.ensure_future(asyncio.to_thread(self._copy_in, source, target, stop))
+        try:
+            await asyncio.shield(copying)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled: it is asked to stop, and nothing is said to be over before it has.
+            stop.set()
+            await finish(asyncio.wait([copying]))
+            raise
 
     async def _watch(
         self, child: Child, target: Target, started_at: datetime, timeout: float | None, grace: float
@@ -149,7 +151,18 @@ class NativeSandbox:
         if not (self._home / "meta.json").exists():
             raise Gone(f"the sandbox {self._id} was removed")
 
-    def _copy_in(self, source: Path, target: str) -> None:
+    def _fence(self, step: str, before: tuple[int, int]) -> list[execs.Record]:
+        """Let none of these begin any more; returns those that have."""
+        directory = self._home / "execs"
+        (directory / execs.fence_name(step, before)).touch()
+        found = (execs.Record.parse(name) for name in os.listdir(directory))
+        return [record for record in found if record and record.is_before(step, before)]
+
+    def _forget(self, records: list[execs.Record]) -> None:
+        for record in records:
+            (self._home / "execs" / record.name).unlink(missing_ok=True)
+
+    def _copy_in(self, source: Path, target: str, stop: threading.Event) -> None:
         workspace = Path(self.workspace).resolve()
         relative = execs.resolve_target(target)
         destination = workspace / relative
@@ -157,8 +170,16 @@ class NativeSandbox:
         if relative != "." and not destination.parent.resolve().is_relative_to(workspace):
             raise TerminalError(f"{target!r} leads out of the workspace")
         draft = self._home / f"tmp/.copy-{secrets.token_hex(8)}"
+
+        def copy(one: str, other: str) -> None:
+            if stop.is_set():
+                raise BackendError(f"the copy into {self._id} was given up")
+            _copy_file(one, other)
+
         try:
-            shutil.copytree(source, draft, symlinks=True, copy_function=_copy_file)
+            shutil.copytree(source, draft, symlinks=True, copy_function=copy)
+            if stop.is_set():
+                return
             if relative == ".":
                 for name in os.listdir(workspace):
                     _remove(workspace / name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,6 +185,51 @@ def test_directories_without_write_permission_are_removed() -> None:
             os.seteuid(0)
     assert not (base / "tree").exists()
     layout.remove_tree(base)
+
+
+async def test_a_copy_that_is_cancelled_stops_before_it_is_said_to_be_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = await NativeBackend(tmp_path / "root").start_sandbox("cv-inst-run", Task("x"), OWNER)
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(50):
+        (source / str(number)).touch()
+    copied: list[str] = []
+
+    def slowly(one: str, other: str) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        copied.append(one)
+        time.sleep(0.05)
+
+    monkeypatch.setattr("conveyor_runtime.orchestra.native.sandbox._copy_file", slowly)
+    copying = asyncio.create_task(sandbox.copy_in(source, "."))
+    async with asyncio.timeout(10):
+        while not copied:
+            await asyncio.sleep(0.01)
+    copying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+    done = len(copied)
+    assert done < 50
+    home = tmp_path / "root/cv-inst-run/x"
+    assert os.listdir(home / "workspace") == os.listdir(home / "tmp") == []
+    await asyncio.sleep(0.2)
+    assert len(copied) == done
+
+
+async def test_records_of_execs_are_read_off_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = await NativeBackend(tmp_path / "root").start_sandbox("cv-inst-run", Task("x"), OWNER)
+    listdir, threads = os.listdir, []
+
+    def noted(path: str) -> list[str]:
+        threads.append(threading.current_thread())
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", noted)
+    assert await sandbox.end_execs("build", (2, 0)) == 0
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_a_leader_with_another_start_time_is_somebody_else() -> None:
