@@ -20,7 +20,7 @@ __all__ = ["delete"]
 
 def delete(
     ctx: typer.Context,
-    type_: Annotated[str, typer.Argument(metavar="TYPE", help="A resource type, or pipeline, definition.")] = "",
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="A resource type, pipeline, definition or driver.")] = "",
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which one.")] = "",
     file: Annotated[
         str, typer.Option("--file", "-f", metavar="FILE", help="Delete what this file names; - is stdin.")
@@ -29,12 +29,14 @@ def delete(
     api_url: options.ApiUrl = None,
     token: options.Token = None,
 ) -> None:
-    """Delete a resource, a pipeline or a definition.
+    """Delete a resource, pipeline or definition; forget a driver.
 
     The run of a deleted resource is cancelled, its `finally` steps run, then the drivers that asked for it clean up.
+    A driver that registered once gets a step of every resource of its type, until it is forgotten with this command.
 
     \b
     Examples: conveyor delete ci-build hello --wait
+              conveyor delete driver greeter
               conveyor delete -f ci-build.yaml
     """
     from conveyor_runtime.client import ConflictError, NotFoundError

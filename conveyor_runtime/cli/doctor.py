@@ -15,6 +15,7 @@ from conveyor_runtime.cli.connection import DEFAULT_API_URL, client_of, globals_
 from conveyor_runtime.cli.errors import ExitCode
 from conveyor_runtime.cli.options import Format
 from conveyor_runtime.cli.output import colour, emit
+from conveyor_runtime.cli.workers import driver_names
 
 __all__ = ["Finding", "doctor"]
 
@@ -171,12 +172,17 @@ async def _server(ctx: typer.Context, api_url: str | None, token: str | None) ->
             return [*findings, Finding("drivers", "fail", str(error), "give the right --token (or CONVEYOR_TOKEN)")]
     if not drivers:
         findings.append(Finding("drivers", "warn", "none has ever registered", "start one, e.g. `conveyor builder`"))
+    installed = driver_names()
     for driver in drivers:
         alive = len(driver.instances)
         if alive or driver.foreign:
             found = "built on another SDK: its processes are not known" if driver.foreign else f"processes: {alive}"
             findings.append(Finding("driver", "ok", f"{driver.name}: {found}"))
         else:
-            mend = f"start it with `conveyor {driver.name}` (or `driver run`); work for it waits until then"
+            start = f"{driver.name}" if driver.name in installed else "driver run MODULE:ATTR"
+            mend = (
+                f"work for it waits: start it with `conveyor {start}`,"
+                f" or forget it with `conveyor delete driver {driver.name}`"
+            )
             findings.append(Finding("driver", "warn", f"{driver.name}: no process is running", mend))
     return findings

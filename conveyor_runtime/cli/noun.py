@@ -180,10 +180,17 @@ async def _read_driver(client: Client, name: str) -> Row:
     raise NotFoundError(f"there is no driver named {name}", status=404)
 
 
+async def _forget_driver(client: Client, name: str) -> Deleted:
+    from conveyor_runtime.client import Deleted
+
+    await client.forget_driver(name)
+    return Deleted(name=name, gone=True)
+
+
 _RUN = Noun("run", _RUN_COLUMNS, _list_runs, _read_run)
 _DEFINITION = Noun("definition", _DEFINITION_COLUMNS, _list_definitions, _read_definition, _delete_definition)
 _PIPELINE = Noun("pipeline", _PIPELINE_COLUMNS, _list_pipelines, _read_pipeline, _delete_pipeline)
-_DRIVER = Noun("driver", _DRIVER_COLUMNS, _list_drivers, _read_driver)
+_DRIVER = Noun("driver", _DRIVER_COLUMNS, _list_drivers, _read_driver, _forget_driver)
 
 _NOUNS: Mapping[str, Noun] = {
     "run": _RUN,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -200,6 +200,10 @@ class Client:
         """All drivers that ever registered, with their living processes."""
         return await self._all(DriverInfo, "/drivers", {})
 
+    async def forget_driver(self, name: str) -> None:
+        """Forget a driver that is gone for good. Raises ConflictError while one of its processes lives."""
+        await self._transport.send("DELETE", _path("drivers", name))
+
     async def ready(self) -> bool:
         """Whether the server can serve now. Raises UnreachableError if nobody answers."""
         return (await self._transport.send("GET", "/readyz", expect=(503,))).status_code == 200
@@ -208,24 +212,20 @@ class Client:
 
     async def _delete(self, path: str, name: str) -> Deleted:
         response = await self._transport.send("DELETE", path)
-        if response.status_code == 204:
-            return Deleted(name=name, gone=True)
-        return _one(Deleted, response)
+        return Deleted(name=name, gone=True) if response.status_code == 204 else _one(Deleted, response)
 
     async def _all(self, model: type[M], path: str, params: Mapping[str, Any], most: int | None = None) -> list[M]:
-        return [item async for item in self._pages(model, path, params, most)]
-
-    async def _pages(self, model: type[M], path: str, params: Mapping[str, Any], most: int | None) -> AsyncIterator[M]:
+        items: list[M] = []
         cursor, left = "", most
         while left is None or left > 0:
             page = {**params, "cursor": cursor, "limit": str(min(left or _PAGE, _PAGE))}
             body = (await self._transport.send("GET", path, params=page, current=True)).json()
-            for item in body["items"]:
-                yield _parsed(model, item)
+            items += [_parsed(model, item) for item in body["items"]]
             cursor = body["next_cursor"]
             if not cursor:
-                return
+                break
             left = None if left is None else left - len(body["items"])
+        return items
 
 
 def _path(*parts: str) -> str:
