@@ -17,6 +17,8 @@ from conveyor_runtime.bus.server_setup import (
     credentials,
     find_server,
     lock_data_dir,
+    port_before,
+    remember_port,
     write_config,
 )
 from conveyor_runtime.errors import BusError, BusUnavailable, ConfigError
@@ -37,8 +39,9 @@ HEALTHY = 10.0
 class EmbeddedServer:
     """One nats-server with its data in `data_dir`, for as long as this object (and its process) lives.
 
-    `port` 0 takes a free one and keeps it. `sync` is `always` (nothing acknowledged is lost to a power cut) or a
-    duration such as `2m`. The server ends with the thread that started it, however that ends.
+    `port` 0 takes the one it had last in this directory, else a free one, and keeps it. `sync` is `always` (nothing
+    acknowledged is lost to a power cut) or a duration such as `2m`. The server ends with the thread that started it,
+    however that ends.
     """
 
     def __init__(self, data_dir: Path, *, host: str = "127.0.0.1", port: int = 0, sync: str = "always") -> None:
@@ -83,7 +86,7 @@ class EmbeddedServer:
         self._lock = await lock_data_dir(self._dir)
         try:
             self._login = credentials(self._dir)
-            await self._launch()
+            await self._launch_on_some_port()
         except BaseException:
             await self.stop()
             raise
@@ -100,6 +103,22 @@ class EmbeddedServer:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    async def _launch_on_some_port(self) -> None:
+        """The first start. Drivers on other machines and in other terminals know only the port of the last time."""
+        chosen = bool(self._port)
+        self._port = self._port or port_before(self._dir)
+        try:
+            await self._launch()
+        except ConfigError:
+            if chosen or not self._port:
+                raise
+            log.warning("bus: port %d of the last time is taken; using another one", self._port)
+            await self._end(grace=2)
+            self._port = 0
+            await self._launch()
+        if not chosen:
+            remember_port(self._dir, self._port)
 
     async def _launch(self) -> None:
         """One start, until the server serves."""

@@ -15,7 +15,15 @@ from pathlib import Path
 
 from conveyor_runtime.errors import BusError, ConfigError
 
-__all__ = ["check_sync_text", "credentials", "find_server", "lock_data_dir", "write_config"]
+__all__ = [
+    "check_sync_text",
+    "credentials",
+    "find_server",
+    "lock_data_dir",
+    "port_before",
+    "remember_port",
+    "write_config",
+]
 
 MINIMUM = (2, 12, 1)
 """The first nats-server whose atomic batches refuse duplicates."""
@@ -69,6 +77,20 @@ def credentials(data_dir: Path) -> tuple[str, str]:
     user, password = "conveyor", secrets.token_hex(24)
     _write_private(path, json.dumps({"user": user, "password": password}))
     return user, password
+
+
+def port_before(data_dir: Path) -> int:
+    """The port the server in `data_dir` had last; 0 = unknown."""
+    try:
+        port = int((data_dir / "port").read_text())
+    except (OSError, ValueError):
+        return 0
+    return port if 0 < port <= 65535 else 0
+
+
+def remember_port(data_dir: Path, port: int) -> None:
+    """Keep the port, so that whoever was told it finds the next server there too."""
+    _write_private(data_dir / "port", str(port))
 
 
 def write_config(data_dir: Path, *, host: str, port: int, sync: str, login: tuple[str, str]) -> Path:

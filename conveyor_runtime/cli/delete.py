@@ -29,7 +29,7 @@ def delete(
     api_url: options.ApiUrl = None,
     token: options.Token = None,
 ) -> None:
-    """Delete a resource, pipeline or definition; forget a driver.
+    """Delete a resource, pipeline, definition or driver.
 
     The run of a deleted resource is cancelled, its `finally` steps run, then the drivers that asked for it clean up.
     A driver that registered once gets a step of every resource of its type, until it is forgotten with this command.

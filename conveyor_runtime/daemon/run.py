@@ -11,12 +11,14 @@ from typing import Any, Self
 
 import uvloop
 
+from conveyor_runtime.bus.address import parse_url
 from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
 from conveyor_runtime.daemon.control import connect, control_plane
 from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, up
 from conveyor_runtime.daemon.worker import work
 from conveyor_runtime.kit.shutdown import on_signals
 from conveyor_runtime.reconcile import Driver
+from conveyor_runtime.reconcile.lease import BUS_ADDRESS
 from conveyor_runtime.security.redaction import redact_url
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 
 def run_driver(driver: Driver, nats_url: str, settings: DriverSettings, api_url: str = "", token: str = "") -> int:
     """Run one driver until a signal; the exit code. Raises ConfigError, BusUnavailable."""
+    BUS_ADDRESS.set(", ".join(parse_url(nats_url)[0]))
     return _run(work(driver, nats_url, settings, api_url, token))
 
 

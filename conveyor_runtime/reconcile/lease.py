@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import asdict
 
 import uuid_utils
@@ -22,6 +23,12 @@ RENEW_EVERY = 5.0
 #: Seconds after the sending of the last confirmed renewal at which this process must stop its work. Others take it
 #: for dead only after 45 s of silence, so that with the kill grace no two ever work on the same.
 SELF_FENCE = 25.0
+
+#: Seconds without the bus after which people are told where it is looked for.
+_LONG = 30.0
+
+#: Where this process looks for the bus, without credentials: for people only.
+BUS_ADDRESS: ContextVar[str] = ContextVar("BUS_ADDRESS", default="its address")
 
 
 class LeaseLostError(Exception):
@@ -85,14 +92,26 @@ class Lease:
         `lapsed` is called when the lease has lapsed, before it is renewed: a process that stood still may have lost
         its work to another meanwhile, and must not take the renewal for proof that it has not.
         """
+        failing_since: float | None = None
+        told = False
         while True:
             started = self._clock()
             if not self.held():
                 lapsed()
             try:
                 await self.renew()
+                failing_since, told = None, False
             except InfrastructureError as error:
-                log.warning("the lease could not be renewed: %s", error)
+                failing_since = started if failing_since is None else failing_since
+                log.log(logging.DEBUG if told else logging.WARNING, "the lease could not be renewed: %s", error)
+                if not told and self._clock() - failing_since >= _LONG:
+                    told = True
+                    log.warning(
+                        "the bus at %s has not answered for %.0f s; if `up` was restarted elsewhere, look at its ready"
+                        " file and start this process with the address in it",
+                        BUS_ADDRESS.get(),
+                        self._clock() - failing_since,
+                    )
             renewed()
             await asyncio.sleep(max(RENEW_EVERY - (self._clock() - started), 0.5))
 

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -90,6 +91,24 @@ async def test_a_taken_port_is_named(start_server: StartServer) -> None:
     port = int(first.url.rpartition(":")[2])
     with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is taken"):
         await start_server(port=port)
+
+
+async def test_a_free_port_is_taken_again_unless_another_has_it(start_server: StartServer, tmp_path: Path) -> None:
+    first = await start_server(data_dir=tmp_path / "d")
+    url = first.url
+    await first.stop()
+    again = await start_server(data_dir=tmp_path / "d")
+    assert again.url == url
+    await again.stop()
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", int(url.rpartition(":")[2])))
+        squatter.listen()
+        elsewhere = await start_server(data_dir=tmp_path / "d")
+        assert elsewhere.url != url
+    moved = elsewhere.url
+    await elsewhere.stop()
+    assert (await start_server(data_dir=tmp_path / "d")).url == moved
 
 
 async def test_a_data_directory_serves_one_server(start_server: StartServer, tmp_path: Path) -> None:

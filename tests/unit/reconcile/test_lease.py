@@ -1,0 +1,39 @@
+"""What a process says of a bus that stays away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from conveyor_runtime.errors import BusUnavailable
+from conveyor_runtime.reconcile.lease import BUS_ADDRESS, Lease
+from conveyor_runtime.store import MemoryStore, State
+
+
+async def test_a_bus_that_stays_away_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, real_sleep = 0.0, asyncio.sleep
+    lease = Lease(State(MemoryStore()), "d", (), 1, lambda: now)
+
+    async def away() -> None:
+        raise BusUnavailable("not connected")
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        await real_sleep(0)
+
+    monkeypatch.setattr(lease, "renew", away)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    BUS_ADDRESS.set("nats://h:4222")
+    with caplog.at_level(logging.WARNING):
+        task = asyncio.create_task(lease.run(lambda: None, lambda: None))
+        while now < 120:
+            await real_sleep(0)
+        task.cancel()
+    said = [it.getMessage() for it in caplog.records if "ready file" in it.getMessage()]
+    assert len(said) == 1
+    assert "nats://h:4222 has not answered for 30 s" in said[0]
