@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import timedelta
 from weakref import WeakValueDictionary
 
 import uuid_utils
@@ -15,12 +14,7 @@ from conveyor_runtime.engine.drafts import Draft, DraftChecker
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.settle import new_run_id, run_puts
 from conveyor_runtime.engine.validation import PIPELINE
-from conveyor_runtime.errors import (
-    BusUnavailable,
-    Conflict,
-    NotFound,
-    RevisionConflict,
-)
+from conveyor_runtime.errors import Conflict, NotFound, RevisionConflict
 from conveyor_runtime.models import (
     Entry,
     PlannedStep,
@@ -29,9 +23,6 @@ from conveyor_runtime.models import (
     Status,
 )
 from conveyor_runtime.store import Put, keys
-
-#: A write that took longer than this may have lost its run to the sweep, which waits a minute.
-_SLOW = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -93,12 +84,11 @@ class Intake:
         )
         run = self._new_run(record, "create", plan)
         record = _owe(record, run)
-        revision = await self._write_run(run)
-        stored = await self._write(record, run, revision, Put(keys.resource(draft.type, draft.name), record, 0))
+        stored = await self._write(run, Put(keys.resource(draft.type, draft.name), record, 0))
         if stored is None:
             found = await self._state.resource(draft.type, draft.name)
             raise self._exists(found.record) if found else Conflict("it was created and deleted meanwhile")
-        await self._go_on(record, run)
+        self._go_on(record, run)
         return Accepted(record, stored, run.run_id if run else "", created=True)
 
     async def update(self, draft: Draft, *, create_missing: bool = False) -> Accepted:
@@ -125,12 +115,11 @@ class Intake:
                 return Accepted(old, found.revision, changed=False)
             run = self._new_run(record, "update", plan) if makes_run else None
             record = _owe(record, run)
-            revision = await self._write_run(run)
             version = Put(keys.version(old.id, old.revision), old.as_resource())
             put = Put(keys.resource(draft.type, draft.name), record, found.revision)
-            stored = await self._write(record, run, revision, version, put)
+            stored = await self._write(run, version, put)
             if stored is not None:
-                await self._go_on(record, run)
+                self._go_on(record, run)
                 return Accepted(record, stored, run.run_id if run else "")
             found = await self._state.resource(draft.type, draft.name)
         raise Conflict(f"{draft.type}/{draft.name} was deleted meanwhile")
@@ -150,13 +139,15 @@ class Intake:
             plan = plans.plan_delete(type_, await self._drafts.pipeline_steps(old), self._engine.fleet())
             run = self._new_run(old, "delete", plan)
             assert run is not None
-            revision = await self._write_run(run)
             record = _owe(old.model_copy(update={"deleting": True}), run)
             gone = run.status.terminal and old.active is None and not old.queue
             put = Put(keys.resource(type_, name), None if gone else record, found.revision)
-            stored = await self._write(record, run, revision, put)
+            stored = await self._write(run, put)
             if stored is not None:
-                await (self._engine.forget_versions(old) if gone else self._go_on(record, run))
+                if gone:
+                    await self._engine.forget_versions(old)
+                else:
+                    self._go_on(record, run)
                 return Deleted(run.run_id, stored, gone=gone)
             found = await self._state.resource(type_, name)
         raise NotFound(f"there is no {type_} named {name}")
@@ -215,34 +206,22 @@ class Intake:
         # is planned no further than its steps.
         return planner.advance(run, fleet, now) if record.active is None else run
 
-    async def _write_run(self, run: RunRecord | None) -> int:
-        return (await self._state.commit(*run_puts(run)))[-1] if run else 0
-
-    async def _write(self, record: ResourceRecord, run: RunRecord | None, revision: int, *puts: Put) -> int | None:
-        """Commit the resource record, last of `puts`; its revision. None if somebody else wrote first: the run, of
-        store revision `revision`, is then forgotten."""
+    async def _write(self, run: RunRecord | None, *puts: Put) -> int | None:
+        """Commit the run and the resource record that names it, last of `puts`, all or nothing; the record's revision.
+        None if somebody else wrote first."""
         try:
-            return (await self._state.commit(*puts))[-1]
+            return (await self._state.commit(*(run_puts(run) if run is not None else ()), *puts))[-1]
         except RevisionConflict:
-            found = await self._state.resource(record.type, record.name)
-            if run is not None and found is not None and _names(found.record, run.run_id):
-                # Ours: the answer to the first try got lost, and somebody has gone on from it since.
-                return found.revision
-            await self._forget_run(run, revision)
-            return None
+            ours = await self._state.run(run.run_id) if run is not None else None
+            if ours is None:
+                return None
+            # All of it is stored: the answer to the first try got lost, and somebody has gone on from it since.
+            found = await self._state.resource(ours.record.type, ours.record.name)
+            return found.revision if found is not None else ours.revision
 
-    async def _forget_run(self, run: RunRecord | None, revision: int) -> None:
-        """Remove a run that was never accepted; if that fails, the sweep does it."""
-        if run is not None:
-            await self._state.commit(Put(keys.run(run.run_id), None, revision), Put(keys.run_input(run.run_id), None))
-
-    async def _go_on(self, record: ResourceRecord, run: RunRecord | None) -> None:
+    def _go_on(self, record: ResourceRecord, run: RunRecord | None) -> None:
         if run is None:
             return
-        if self._transitions.now() - run.created_at > _SLOW and await self._state.run(run.run_id) is None:
-            # This process stood still between its two writes, and a sweep took the run for one never accepted.
-            self._engine.settle(record.type, record.name)
-            raise BusUnavailable("the write took so long that its run was removed; try again")
         if record.active is not None and record.active.run_id == run.run_id:
             self._engine.start(run.run_id)
         if record.queue or record.deleting or run.status.terminal:
@@ -261,8 +240,3 @@ def _owe(record: ResourceRecord, run: RunRecord | None) -> ResourceRecord:
     if record.active is None:
         return record.model_copy(update={"active": entry})
     return record.model_copy(update={"queue": (*record.queue, entry)})
-
-
-def _names(record: ResourceRecord, run_id: str) -> bool:
-    """Whether the record owes this run or has just done it."""
-    return record.last_run == run_id or any(entry.run_id == run_id for entry in record.entries)

@@ -14,7 +14,7 @@ from conveyor_runtime.bus import EmbeddedServer, Message, Receipt
 from conveyor_runtime.bus.streams import stream_info
 from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.purge import Purge
-from conveyor_runtime.errors import BusUnavailable
+from conveyor_runtime.errors import BusUnavailable, RevisionConflict
 from conveyor_runtime.models import Claim, DriverResult, Resource, Status, utc_now
 from conveyor_runtime.reconcile import Driver, DriverLogger
 from conveyor_runtime.reconcile.lease import SELF_FENCE, Lease, LeaseLostError
@@ -48,28 +48,6 @@ async def test_a_run_still_waiting_its_turn_ends_unrun_when_cancelled(cluster: C
     gate.open.set()
     assert (await cluster.ended(first)).status == "Succeeded"
     assert calls == [("last", "create")]
-
-
-async def test_a_write_that_stood_still_is_not_answered_with_a_run_that_is_gone(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rule 1."""
-    monkeypatch.setattr("conveyor_runtime.engine.intake._SLOW", timedelta(0))
-    await cluster.define("thing")
-    write_run = cluster.intake._write_run
-
-    async def swept(run: Any) -> int:
-        revision = await write_run(run)
-        await cluster.state.commit(Put(keys.run(run.run_id), None, revision))
-        return revision
-
-    monkeypatch.setattr(cluster.intake, "_write_run", swept)
-    with pytest.raises(BusUnavailable, match="try again"):
-        await cluster.post("thing", "one")
-    monkeypatch.setattr(cluster.intake, "_write_run", write_run)
-    await cluster.until(lambda: cluster.state.view.resource("thing", "one").record.active is None)  # type: ignore[union-attr]
-    await cluster.add(recorder("a", []))
-    assert (await cluster.ended((await cluster.put("thing", "one", x=1)).run_id)).status == "Succeeded"
 
 
 async def test_steps_of_a_run_meet_on_the_node_of_the_first(cluster: Cluster) -> None:
@@ -388,23 +366,72 @@ async def test_two_engines_share_a_hundred_runs_and_nothing_runs_twice(
         await other.until(lambda: all(it.record.active is None for it in other.state.view.resources("thing")))
 
 
-async def test_the_run_is_written_before_the_resource_that_names_it(
+async def test_a_run_and_the_resource_that_names_it_are_one_commit(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rule 1: a crash between the two leaves a run nobody names, never a name without a run."""
-    written: list[str] = []
+    """Rule 1: no crash leaves a run nobody names, a name without a run, or a delete that never happened."""
+    units: list[list[str]] = []
     commit = cluster.state.commit
 
     async def noted(*puts: Put, timeout: float = 10.0) -> list[int]:
-        written.extend(put.key.split(".")[0] for put in puts)
+        units.append([put.key.split(".")[0] for put in puts])
         return await commit(*puts, timeout=timeout)
 
     await cluster.define("thing")
     await cluster.pipeline("p", "thing", "nobody")
     monkeypatch.setattr(cluster.state, "commit", noted)
     await cluster.post("thing", "one", "p")
-    await cluster.put("thing", "one", "p", x=1)
-    assert written[:5] == ["run", "resource", "run", "version", "resource"]
-    written.clear()
+    await cluster.put("thing", "one", "p", x="y" * 5000)
+    assert [unit for unit in units if "resource" in unit][:2] == [
+        ["run", "resource"],
+        ["input", "run", "version", "resource"],
+    ]
+    units.clear()
     await cluster.intake.delete("thing", "one")
-    assert written[:2] == ["run", "resource"]
+    assert units[0] == ["input", "run", "resource"]
+
+
+async def test_a_write_somebody_else_was_faster_than_leaves_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 1: it is made anew on what the other wrote, with one run."""
+    await cluster.define("thing")
+    await cluster.post("thing", "one")
+    commit, raced = cluster.state.commit, False
+
+    async def race(*puts: Put, timeout: float = 10.0) -> list[int]:
+        nonlocal raced
+        if not raced and puts[-1].key == keys.resource("thing", "one"):
+            raced = True
+            found = await cluster.state.resource("thing", "one")
+            assert found is not None
+            await commit(Put(keys.resource("thing", "one"), found.record, found.revision))
+        return await commit(*puts, timeout=timeout)
+
+    before = set(cluster.state.view.run_ids())
+    monkeypatch.setattr(cluster.state, "commit", race)
+    accepted = await cluster.put("thing", "one", x=1)
+    assert raced and set(cluster.state.view.run_ids()) - before == {accepted.run_id}
+
+
+async def test_a_write_whose_answer_was_lost_is_known_by_its_run(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 1: even once somebody has gone on from it."""
+    await cluster.define("thing")
+    commit, lost = cluster.state.commit, False
+
+    async def lose(*puts: Put, timeout: float = 10.0) -> list[int]:
+        nonlocal lost
+        revisions = await commit(*puts, timeout=timeout)
+        if not lost and puts[-1].key == keys.resource("thing", "one"):
+            lost = True
+            await commit(Put(puts[-1].key, puts[-1].record, revisions[-1]))
+            raise RevisionConflict(puts[-1].key)
+        return revisions
+
+    monkeypatch.setattr(cluster.state, "commit", lose)
+    accepted = await cluster.post("thing", "one")
+    found = await cluster.state.resource("thing", "one")
+    assert lost and found is not None and found.revision == accepted.revision
+    assert [entry.run_id for entry in found.record.entries] == [accepted.run_id]
