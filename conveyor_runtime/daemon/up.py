@@ -10,12 +10,13 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pipelines
 from conveyor_runtime.bus import EmbeddedServer
 from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
-from conveyor_runtime.daemon.control import Control, connect, control_plane
+from conveyor_runtime.daemon.control import Control, _fail_together, connect, control_plane
 from conveyor_runtime.engine import Draft, Intake
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.child import Child
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds the drivers get to register before `up` says it is not ready.
 _DRIVERS_READY = 60.0
+
+#: How a driver's process ends whose settings cannot work (`cli.errors.ExitCode.USAGE`).
+_EXIT_CONFIG = 2
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,9 @@ async def up(settings: UpSettings) -> AsyncIterator[Running]:
         await register_shipped(control.services.intake)
         addresses = Running(control.url, url, settings.api.token, control)
         children = await stack.enter_async_context(_children(names, settings, addresses))
-        running = replace(addresses, children=children)
+        running = replace(addresses, children=children.all)
         await _drivers_ready(control, names)
+        children.are_ready = True
         if settings.ready_file is not None:
             running.write(settings.ready_file)
             stack.callback(settings.ready_file.unlink, missing_ok=True)
@@ -118,20 +123,35 @@ def _driver_names(chosen: tuple[str, ...] | None) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
+class _Children:
+    """The drivers' processes. While they start for the first time, settings that cannot work end it all."""
+
+    def __init__(self, names: list[str], environment: Mapping[str, str]) -> None:
+        self.are_ready = False
+        self.all = tuple(
+            Child(name, [sys.executable, "-m", "conveyor_runtime", name], environment, partial(self._exited, name))
+            for name in names
+        )
+
+    def _exited(self, name: str, code: int) -> None:
+        if code == _EXIT_CONFIG and not self.are_ready:
+            raise ConfigError(f"driver {name} cannot start with these settings; the lines above say why")
+
+
 @asynccontextmanager
-async def _children(names: list[str], settings: UpSettings, running: Running) -> AsyncIterator[tuple[Child, ...]]:
-    environment = _environment(settings, running)
-    children = tuple(Child(name, [sys.executable, "-m", "conveyor_runtime", name], environment) for name in names)
-    tasks = [asyncio.create_task(child.run(), name=child.name) for child in children]
+async def _children(names: list[str], settings: UpSettings, running: Running) -> AsyncIterator[_Children]:
+    """Keep them running; supervision that fails ends the block with its exception."""
+    children = _Children(names, _environment(settings, running))
+    tasks = [asyncio.create_task(child.run(), name=f"driver {child.name}") for child in children.all]
     try:
-        yield children
+        async with _fail_together(*tasks):
+            yield children
     finally:
         grace = settings.driver.drain_grace + settings.driver.kill_grace + 10.0
-        await asyncio.gather(*(child.stop(grace) for child in children))
+        await asyncio.gather(*(child.stop(grace) for child in children.all))
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _environment(settings: UpSettings, running: Running) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,10 +41,19 @@ def end_with_parent() -> Callable[[], None]:
 class Child:
     """One supervised child. `run()` keeps it running until cancelled; `stop()` ends it in order."""
 
-    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        on_exit: Callable[[int], None] | None = None,
+    ) -> None:
+        """`on_exit` is called with each exit code that nobody asked for; what it raises ends `run()`."""
         self.name = name
         self._argv = list(argv)
         self._env = dict(env)
+        self._on_exit = on_exit
+        self._spawning = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
 
@@ -57,6 +67,30 @@ class Child:
         backoff = Backoff(0.2, 15.0)
         while True:
             started = time.monotonic()
+            try:
+                process = await self._spawn()
+            except (OSError, subprocess.SubprocessError) as error:
+                # No memory, no process id, no file left just now: it may go better soon.
+                wait = backoff.next()
+                log.error("%s cannot be started, next try in %.1f s: %s", self.name, wait, error)
+                await asyncio.sleep(wait)
+                continue
+            code = await process.wait() if process is not None else 0
+            if self._stopping:
+                await asyncio.Event().wait()
+            if self._on_exit is not None:
+                self._on_exit(code)
+            if time.monotonic() - started > _HEALTHY:
+                backoff.reset()
+            wait = backoff.next()
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
+            log.warning("%s %s and is started again in %.1f s", self.name, how, wait)
+            await asyncio.sleep(wait)
+
+    async def _spawn(self) -> asyncio.subprocess.Process | None:
+        async with self._spawning:
+            if self._stopping:
+                return None
             self._process = await asyncio.create_subprocess_exec(
                 *self._argv,
                 env=self._env,
@@ -65,15 +99,7 @@ class Child:
                 start_new_session=True,
                 preexec_fn=end_with_parent(),
             )
-            code = await self._process.wait()
-            if self._stopping:
-                await asyncio.Event().wait()
-            if time.monotonic() - started > _HEALTHY:
-                backoff.reset()
-            wait = backoff.next()
-            how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
-            log.warning("%s %s and is started again in %.1f s", self.name, how, wait)
-            await asyncio.sleep(wait)
+            return self._process
 
     def terminate(self) -> None:
         """Send SIGTERM now: a second one tells a process that drains to hurry."""
@@ -83,7 +109,8 @@ class Child:
     async def stop(self, grace: float) -> None:
         """SIGTERM, `grace` seconds, SIGKILL."""
         self._stopping = True
-        process = self._process
+        async with self._spawning:  # one that is being started just now is stopped too
+            process = self._process
         if process is None or process.returncode is not None:
             return
         process.terminate()

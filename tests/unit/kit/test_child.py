@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from pathlib import Path
+from subprocess import SubprocessError
+from typing import Any
 
 import pytest
 
@@ -50,6 +52,49 @@ async def test_one_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path
     [pid] = await until_line(noted, 1)
     await child.stop(0.2)
     assert identity.start_time(int(pid)) is None
+    running.cancel()
+
+
+async def test_one_that_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    noted = tmp_path / "pids"
+    spawn, failures = asyncio.create_subprocess_exec, [OSError(11, "no more processes"), SubprocessError("preexec")]
+
+    async def failing(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        if failures:
+            raise failures.pop()
+        return await spawn(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", failing)
+    child = child_of(SLEEP.format(str(noted)))
+    running = asyncio.create_task(child.run())
+    await until_line(noted, 1)
+    assert caplog.text.count("child cannot be started") == 2
+    await child.stop(5)
+    running.cancel()
+
+
+async def test_who_minds_an_exit_code_ends_the_supervision() -> None:
+    def minds(code: int) -> None:
+        if code == 2:
+            raise ValueError("not with these settings")
+
+    child = Child("child", [sys.executable, "-c", "raise SystemExit(2)"], dict(os.environ), minds)
+    with pytest.raises(ValueError, match="not with these"):
+        await asyncio.wait_for(child.run(), 20)
+
+
+async def test_what_is_stopped_between_two_starts_stays_down(tmp_path: Path) -> None:
+    noted = tmp_path / "pids"
+    child = child_of(f"open({str(noted)!r}, 'a').write('x')")
+    running = asyncio.create_task(child.run())
+    await until_line(noted, 1)
+    while child.pid is not None:
+        await asyncio.sleep(0.01)
+    await child.stop(1)
+    await asyncio.sleep(0.5)
+    assert noted.read_text() == "x"
     running.cancel()
 
 
