@@ -98,9 +98,7 @@ class Dispatcher:
             subject = subjects.node_dispatch(step.driver, state.node, run.type)
         else:
             subject = subjects.step_dispatch(step.driver, run.type)
-        numbers = (run.run_id, step.id, state.attempt)
-        # A foreign driver acks before it works, so a second message would be a second run of the attempt.
-        msg_id = ".".join(map(str, numbers if foreign else (*numbers, state.takeover, state.issue)))
+        msg_id = dispatch_id(run, step, state, foreign=foreign)
         data = orjson.dumps(body)
         if len(data) + 1024 > self._bus.max_payload:
             raise UndeliverableError(
@@ -135,3 +133,10 @@ class Dispatcher:
             return done.data
         stored = await self._state.store.get(done.data_key)
         return orjson.loads(stored.value) if stored else None
+
+
+def dispatch_id(run: RunRecord, step: PlannedStep, state: StepState, *, foreign: bool = False) -> str:
+    """The Msg-Id of a step's dispatch as its state says."""
+    numbers = (run.run_id, step.id, state.attempt)
+    # A foreign driver acks before it works, so a second message would be a second run of the attempt.
+    return ".".join(map(str, numbers if foreign else (*numbers, state.takeover, state.issue)))

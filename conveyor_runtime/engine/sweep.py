@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import consumer_info
 from conveyor_runtime.bus.messages import next_by_subject
 from conveyor_runtime.engine import planner, steps
+from conveyor_runtime.engine.dispatcher import dispatch_id
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.foreign import MESSAGES
 from conveyor_runtime.engine.purge import Purge
@@ -33,8 +35,21 @@ ORPHAN_AGE = timedelta(minutes=1)
 #: Leases of processes dead this long are forgotten.
 DEAD_INSTANCE_AGE = timedelta(hours=1)
 
-#: Seconds after its publication before a dispatch is looked for.
+#: Time after its issue was noted before a dispatch is looked for: it may be about to be published. Not more than a
+#: courtesy: what is published twice is claimed once.
 _SETTLING = timedelta(seconds=5)
+
+#: Waiting messages of a subject looked at in one sweep. Where more wait, what is not among them counts as waiting, and
+#: the sweep that meets a shorter queue tells.
+_MOST_LOOKED_AT = 1000
+
+
+@dataclass
+class _Waiting:
+    """What waits on one subject, read as far as was asked for: the Msg-Ids before `upto` (None = no consumer)."""
+
+    upto: int | None
+    ids: set[str] = field(default_factory=set)
 
 
 class Sweep:
@@ -68,9 +83,9 @@ class Sweep:
         for resource in list(self._state.view.resources()):
             if resource.record.active or resource.record.queue:
                 self._engine.settle(resource.record.type, resource.record.name)
-        floors: dict[str, int | None] = {}
+        waiting: dict[str, _Waiting] = {}
         for run_id in sorted(self._state.view.live_runs):
-            await self._apart(f"run {run_id}", self._look_at(run_id, floors))
+            await self._apart(f"run {run_id}", self._look_at(run_id, waiting))
         await self._apart("leases of dead processes", self._forget_dead_instances())
         await self._apart("old runs", self._purge.round())
 
@@ -83,12 +98,12 @@ class Sweep:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this one's alone
             log.warning("the sweep leaves %s alone: %s", what, error)
 
-    async def _look_at(self, run_id: str, floors: dict[str, int | None]) -> None:
+    async def _look_at(self, run_id: str, waiting: dict[str, _Waiting]) -> None:
         found = self._state.view.run(run_id)
         if found is None or await self._remove_orphan(found):
             return
         if self._engine.is_active(found.record):
-            await self._issue_again(found.record, floors)
+            await self._issue_again(found.record, waiting)
         self._engine.look(run_id)
 
     async def _remove_orphan(self, found: Versioned[RunRecord]) -> bool:
@@ -109,7 +124,7 @@ class Sweep:
         log.info("run %s was never accepted and is removed", run.run_id)
         return True
 
-    async def _issue_again(self, run: RunRecord, floors: dict[str, int | None]) -> None:
+    async def _issue_again(self, run: RunRecord, waiting: dict[str, _Waiting]) -> None:
         """Publish once more each dispatch that nobody claimed and whose message no longer waits."""
         for step, state in list(steps.open_steps(run)):
             driver = self._state.view.driver(step.driver)
@@ -125,7 +140,7 @@ class Sweep:
                 continue
             if self._transitions.now() - state.issued_at < _SETTLING:
                 continue
-            if await self._still_waits(run, step, state, floors):
+            if await self._still_waits(run, step, state, waiting):
                 continue
             log.info("step %s of run %s is issued again: its message is gone", step.id, run.run_id)
 
@@ -137,24 +152,34 @@ class Sweep:
             await self._transitions.change(run.run_id, change)
 
     async def _still_waits(
-        self, run: RunRecord, step: PlannedStep, state: StepState, floors: dict[str, int | None]
+        self, run: RunRecord, step: PlannedStep, state: StepState, waiting: dict[str, _Waiting]
     ) -> bool:
-        """Whether the consumer's next undelivered message on this subject is no newer than the last issue."""
+        """Whether this very dispatch, by its Msg-Id, is among those that nobody was handed yet."""
         if state.node is not None:
             consumer = subjects.node_consumer(step.driver, state.node)
             subject = subjects.node_dispatch(step.driver, state.node, run.type)
         else:
             consumer = subjects.driver_consumer(step.driver)
             subject = subjects.step_dispatch(step.driver, run.type)
-        if consumer not in floors:
+        if subject not in waiting:
             info = await consumer_info(self._bus, MESSAGES, consumer)
-            floors[consumer] = int(info["delivered"]["stream_seq"]) if info else None
-        floor = floors[consumer]
-        if floor is None:
+            waiting[subject] = _Waiting(int(info["delivered"]["stream_seq"]) + 1 if info else None)
+        return await self._is_among(waiting[subject], subject, dispatch_id(run, step, state))
+
+    async def _is_among(self, waiting: _Waiting, subject: str, msg_id: str) -> bool:
+        """Whether it waits on this subject. True as well where that cannot be told: it is looked at again."""
+        if waiting.upto is None:
             # No consumer: a message published now would be dropped. Its driver makes one when it starts.
             return True
-        message = await next_by_subject(self._bus, MESSAGES, subject, floor + 1)
-        return message is not None and state.issued_at is not None and message.time <= state.issued_at + _SETTLING
+        while msg_id not in waiting.ids:
+            if len(waiting.ids) >= _MOST_LOOKED_AT:
+                return True
+            message = await next_by_subject(self._bus, MESSAGES, subject, waiting.upto)
+            if message is None:
+                return False
+            waiting.ids.add(message.headers.get("Nats-Msg-Id", f"#{message.seq}"))
+            waiting.upto = message.seq + 1
+        return True
 
     async def _forget_dead_instances(self) -> None:
         now = self._transitions.now()

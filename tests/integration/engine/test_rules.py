@@ -75,7 +75,7 @@ async def test_a_handler_that_failed_between_claim_and_result_gives_up_when_it_i
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule 7."""
-    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch._BUSY_RETRY", 0.05)
+    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.BUSY_RETRY", 0.05)
     from conveyor_runtime.reconcile import dispatch
     from conveyor_runtime.reconcile.publish import publish_result
 
@@ -103,7 +103,7 @@ async def test_a_dispatch_somebody_else_has_is_left_alone_and_one_that_is_over_d
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule 7."""
-    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch._BUSY_RETRY", 0.05)
+    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.BUSY_RETRY", 0.05)
     calls: list[tuple[str, str]] = []
     await cluster.define("thing")
     await cluster.pipeline("p", "thing", "a")
@@ -264,8 +264,14 @@ async def test_a_dispatch_that_still_waits_is_not_issued_again(
     await cluster.add(gate.driver, concurrency=1)
     runs = [(await cluster.post("thing", f"r{number}", "p")).run_id for number in range(3)]
     await gate.started.get()
-    monkeypatch.setattr("conveyor_runtime.engine.sweep._SETTLING", timedelta(seconds=1))
-    cluster.engine.transitions.now = lambda: utc_now() + timedelta(seconds=30)
+    # The server's clock is ahead of the one that noted the issue, as far as you like.
+    for run_id in runs:
+        found = await cluster.state.run(run_id)
+        assert found is not None
+        state = found.record.steps["gate"]
+        earlier = state.model_copy(update={"issued_at": utc_now() - timedelta(hours=1)})
+        record = found.record.model_copy(update={"steps": {"gate": earlier}})
+        await cluster.state.commit(Put(keys.run(run_id), record, found.revision))
     await cluster.sweep.sweep()
     issues = [cluster.state.view.run(run).record.steps["gate"].issue for run in runs]  # type: ignore[union-attr]
     assert issues == [1, 1, 1]
