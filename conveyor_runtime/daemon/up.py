@@ -56,7 +56,7 @@ class Running:
     def hurry(self) -> None:
         """Have the drivers stop their work instead of finishing it."""
         for child in self.children:
-            child.terminate()
+            child.hurry()
 
     def write(self, path: Path) -> None:
         """Write the addresses for other programs, readable by this user only."""

@@ -56,6 +56,7 @@ class Child:
         self._spawning = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
+        self._hurried = False
 
     @property
     def pid(self) -> int | None:
@@ -101,10 +102,15 @@ class Child:
             )
             return self._process
 
-    def terminate(self) -> None:
-        """Send SIGTERM now: a second one tells a process that drains to hurry."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
+    def hurry(self) -> None:
+        """Have it end at once instead of in order, before `stop()` or meanwhile: it must take SIGINT like SIGTERM.
+
+        The two signals together are two also for a process that has not seen the first yet; two alike would be one.
+        Once is enough: a later one would only meet a process that is ending already.
+        """
+        if not self._hurried and self._process is not None and self._process.returncode is None:
+            self._hurried = True
+            self._process.send_signal(signal.SIGINT)
 
     async def stop(self, grace: float) -> None:
         """SIGTERM, `grace` seconds, SIGKILL."""

@@ -98,9 +98,38 @@ async def test_what_is_stopped_between_two_starts_stays_down(tmp_path: Path) -> 
     running.cancel()
 
 
+@pytest.mark.parametrize("first", ["stop", "hurry"])
+async def test_a_hurry_right_beside_the_stop_is_not_lost(tmp_path: Path, first: str) -> None:
+    noted = tmp_path / "pids"
+    # Two signals that are both there before the process can look at the first.
+    script = (
+        "import signal, time, os\n"
+        "signals, got = {signal.SIGINT, signal.SIGTERM}, []\n"
+        "for number in signals: signal.signal(number, lambda *a: got.append(a))\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signals)\n"
+        f"open({str(noted)!r}, 'a').write('up ')\n"
+        "time.sleep(0.5)\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)\n"
+        "while len(got) < 2: time.sleep(0.01)\n"
+        f"open({str(noted)!r}, 'a').write('hurried')\n"
+    )
+    child = child_of(script)
+    running = asyncio.create_task(child.run())
+    await until_line(noted, 1)
+    if first == "hurry":
+        child.hurry()
+    stopping = asyncio.create_task(child.stop(10))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    child.hurry()
+    await stopping
+    assert noted.read_text() == "up hurried"
+    running.cancel()
+
+
 async def test_stopping_one_that_never_started_is_nothing() -> None:
     child = child_of("pass")
-    child.terminate()
+    child.hurry()
     await child.stop(1)
     assert child.pid is None
 
