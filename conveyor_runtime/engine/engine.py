@@ -57,7 +57,8 @@ class Engine:
     def fleet(self) -> Fleet:
         """What is registered now; a foreign driver counts only while its consumer is there."""
         drivers = self.state.view.drivers()
-        return Fleet({name: it for name, it in drivers.items() if not it.foreign or name in self.foreign.present})
+        away = {name for name, it in drivers.items() if it.foreign and name not in self.foreign.present}
+        return Fleet({name: it for name, it in drivers.items() if name not in away}, frozenset(away))
 
     # -- what others call ----------------------------------------------------------------------------------------
 

@@ -61,9 +61,9 @@ class Ownership:
             later(run.run_id, _FLUSH_POLL)
             return run
         if cancelled:
-            return await self._end(run, step, state, Status.CANCELLED, "its worker stopped", claim.node)
+            return await self._end(run, step, state, Status.CANCELLED, "its worker stopped", claim)
         if claim.timed_out:
-            return await self._end(run, step, state, Status.TIMED_OUT, "it did not stop at its timeout", claim.node)
+            return await self._end(run, step, state, Status.TIMED_OUT, "it did not stop at its timeout", claim)
         return await self._take_over(run, step, state, claim, died=dead and not claim.given_up)
 
     def _why_end(self, run: RunRecord, step: PlannedStep, state: StepState) -> str | None:
@@ -124,12 +124,12 @@ class Ownership:
         return await self._transitions.change(run.run_id, change) or run
 
     async def _end(
-        self, run: RunRecord, step: PlannedStep, state: StepState, status: Status, why: str, node: str | None
+        self, run: RunRecord, step: PlannedStep, state: StepState, status: Status, why: str, claim: Claim | None
     ) -> RunRecord:
         def change(record: RunRecord) -> RunRecord:
             if not _same(record, step.id, state):
                 return record
-            return planner.end_step(record, step.id, status, why, self._transitions.now(), node=node)
+            return planner.end_step(record, step.id, status, why, self._transitions.now(), claim=claim)
 
         return await self._transitions.change(run.run_id, change) or run
 

@@ -15,6 +15,7 @@ from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.kit.backoff import exponential
 from conveyor_runtime.models import (
     Cancel,
+    Claim,
     PlannedStep,
     RunRecord,
     Status,
@@ -54,12 +55,14 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
             return issue(run, step, _reopened(state), fleet, now)
         if state.status is not Status.PENDING:
             continue
+        if steps.has_nothing_to_clean(run, step, fleet) and state.issue == 0:
+            unknown = f"no worker has begun this run, and the driver {step.driver} has never registered"
+            return _with_step(run, step.id, _skipped(state, unknown, now))
         if state.attempt == 0:
             if not steps.needs_ended(run, step):
                 continue
             if (why := steps.reason_to_skip(run, step)) is not None:
-                skipped = state.model_copy(update={"status": Status.SKIPPED, "message": why, "finished_at": now})
-                return _with_step(run, step.id, skipped)
+                return _with_step(run, step.id, _skipped(state, why, now))
             return issue(run, step, state.model_copy(update={"attempt": 1}), fleet, now)
         if state.issue == 0 and not steps.cancel_applies(run, step) and fleet.can_deliver(step.driver, state.node):
             return issue(run, step, state, fleet, now)
@@ -145,12 +148,13 @@ def reissue(run: RunRecord, step_id: str, fleet: Fleet, now: datetime) -> RunRec
 
 
 def end_step(
-    run: RunRecord, step_id: str, status: Status, message: str, now: datetime, *, node: str | None = None
+    run: RunRecord, step_id: str, status: Status, message: str, now: datetime, *, claim: Claim | None = None
 ) -> RunRecord:
-    """The step ended by the engine, not by a result."""
+    """The step ended by the engine, not by a result; `claim` is that of the worker that had it."""
     state = run.steps[step_id]
-    claimed = node or state.claimed_node
-    update = {"status": status, "message": steps.short(message), "finished_at": now, "claimed_node": claimed}
+    update: dict[str, object] = {"status": status, "message": steps.short(message), "finished_at": now}
+    if claim is not None:
+        update |= {"claimed_node": claim.node or state.claimed_node, "started_at": state.started_at or claim.at}
     return _with_step(run, step_id, state.model_copy(update=update))
 
 
@@ -174,6 +178,10 @@ def end_unstarted(run: RunRecord, reason: str, now: datetime) -> RunRecord:
 def _with_step(run: RunRecord, step_id: str, state: StepState) -> RunRecord:
     status = Status.RUNNING if run.status is Status.ACCEPTED and state.status is not Status.PENDING else run.status
     return run.model_copy(update={"steps": {**run.steps, step_id: state}, "status": status})
+
+
+def _skipped(state: StepState, why: str, now: datetime) -> StepState:
+    return state.model_copy(update={"status": Status.SKIPPED, "message": why, "finished_at": now})
 
 
 def _reopened(state: StepState) -> StepState:

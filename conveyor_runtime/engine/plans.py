@@ -10,9 +10,14 @@ from conveyor_runtime.models import DriverRecord, PipelineSpec, PlannedStep
 
 @dataclass(frozen=True)
 class Fleet:
-    """What is registered: which drivers there are, and where."""
+    """What is registered: which drivers there are, and where. `away` are foreign drivers without a consumer now."""
 
     drivers: Mapping[str, DriverRecord] = field(default_factory=dict)
+    away: frozenset[str] = frozenset()
+
+    def knows(self, driver: str) -> bool:
+        """Whether the driver has ever registered."""
+        return driver in self.drivers or driver in self.away
 
     def can_deliver(self, driver: str, node: str | None) -> bool:
         """Whether a dispatch would find a consumer that keeps it."""

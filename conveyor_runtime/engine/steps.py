@@ -81,6 +81,22 @@ def reason_to_skip(run: RunRecord, step: PlannedStep) -> str | None:
     return f"step {bad} did not succeed" if bad else None
 
 
+def has_nothing_to_clean(run: RunRecord, step: PlannedStep, fleet: Fleet) -> bool:
+    """Whether this is a `finally` step, of a driver nobody has ever seen, after steps that all ended before any worker
+    had one: there is nothing that it could be waited for."""
+    if not step.finally_ or fleet.knows(step.driver) or not needs_ended(run, step):
+        return False
+    before = [run.steps.get(other.id, StepState()) for other in run.plan or () if not other.finally_]
+    return bool(before) and not any(_was_claimed(state) for state in before)
+
+
+def _was_claimed(state: StepState) -> bool:
+    """Whether a worker ever had this step. Only a result makes it Succeeded or Failed, or opens another attempt."""
+    traces = (state.claimed_node, state.instance, state.started_at)
+    result = state.status in (Status.SUCCEEDED, Status.FAILED)
+    return result or any(traces) or state.attempt > 1 or state.takeover > 0
+
+
 def ancestors(run: RunRecord, step: PlannedStep) -> Iterator[str]:
     """Every step this one needs, directly or through others, nearest first."""
     queue, seen = list(step.needs), set()

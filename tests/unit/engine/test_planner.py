@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from conveyor_runtime.engine import planner, plans, steps
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import (
+    Claim,
     DriverRecord,
     Entry,
     PipelineSpec,
@@ -334,7 +335,8 @@ def test_a_finally_step_goes_where_the_last_sandbox_was_also_without_a_result() 
     at = sandboxes("a", "z")
     run = planner.advance(run_of(chain("a", last=("z",))), at, NOW)
     run = planner.take_over(run, "a", "n1", died=True, fleet=at, now=NOW)
-    run = planner.advance(planner.end_step(run, "a", Status.CANCELLED, "gone", NOW, node="n2"), at, NOW)
+    claim = Claim(instance="i", node="n2", at=NOW)
+    run = planner.advance(planner.end_step(run, "a", Status.CANCELLED, "gone", NOW, claim=claim), at, NOW)
     assert run.steps["z"].node == "n2"
 
 
@@ -479,3 +481,44 @@ def test_whatever_happens_a_run_ends_once_and_whole(
             run = planner.apply_result(run, result(run, step.id), now) or run
     run = planner.advance(run, everybody, now)
     assert run.status.terminal
+
+
+# -- nothing to clean up -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drivers", [(), ("a",)])
+def test_a_finally_step_nobody_can_do_is_skipped_when_nothing_was_begun(drivers: tuple[str, ...]) -> None:
+    run = planner.advance(run_of(chain("a", "b", last=("z",))), fleet(*drivers), NOW)
+    run = planner.cancel(run, "me", "enough", NOW)
+    run = planner.end_step(run, "a", Status.CANCELLED, "enough", NOW)
+    run = planner.advance(run, fleet(*drivers), NOW)
+    assert run.status is Status.CANCELLED and run.steps["z"].status is Status.SKIPPED
+    assert run.steps["z"].message == "no worker has begun this run, and the driver z has never registered"
+
+
+def test_a_finally_step_that_waits_already_is_skipped_too() -> None:
+    ended = StepState(status=Status.CANCELLED, attempt=1, finished_at=NOW)
+    waiting = {"a": ended, "z": StepState(attempt=1)}
+    run = run_of(chain("a", last=("z",))).model_copy(update={"steps": waiting, "status": Status.RUNNING})
+    assert planner.advance(run, fleet(), NOW).steps["z"].status is Status.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("trace", "at"),
+    [
+        ({"claimed_node": "n1"}, fleet("a")),
+        ({"instance": "i"}, fleet("a")),
+        ({"started_at": NOW}, fleet("a")),
+        ({"takeover": 1}, fleet("a")),
+        ({"attempt": 2}, fleet("a")),
+        ({"status": Status.SUCCEEDED}, fleet("a")),
+        ({}, fleet("a", "z")),
+        ({}, Fleet({}, frozenset({"z"}))),
+    ],
+)
+def test_a_finally_step_is_waited_for_where_something_was_begun_or_its_driver_is_known(
+    trace: dict[str, Any], at: Fleet
+) -> None:
+    ended = StepState.model_validate({"status": Status.CANCELLED, "attempt": 1, "finished_at": NOW, **trace})
+    run = run_of(chain("a", last=("z",))).model_copy(update={"steps": {"a": ended}, "status": Status.RUNNING})
+    assert planner.advance(run, at, NOW).steps["z"].open
