@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from conveyor_runtime.cli.errors import CliError, ExitCode, say
+
 if TYPE_CHECKING:
     from conveyor_runtime.client import Client
 
-__all__ = ["DEFAULT_API_URL", "Globals", "ask", "globals_of"]
+__all__ = ["DEFAULT_API_URL", "Globals", "ask", "find_bus", "globals_of"]
 
 DEFAULT_API_URL = "http://127.0.0.1:8080"
 
@@ -49,3 +53,36 @@ def ask(ctx: typer.Context, api_url: str | None, token: str | None, question: Ca
             return await question(client)
 
     return asyncio.run(main())
+
+
+def find_bus(given: str) -> str:
+    """The URL of the bus for a driver: the one given, else that of the `up` or `serve` whose data lie here.
+
+    Raises CliError when there is neither.
+    """
+    if given:
+        return given
+    import json
+
+    from conveyor_runtime.security.redaction import redact_url
+
+    path = Path(os.environ.get("CONVEYOR_DATA") or ".conveyor") / "ready.json"
+    try:
+        with path.open() as file:
+            # Whoever made it has this process run its work: somebody else's file is not for us.
+            if os.fstat(file.fileno()).st_uid not in (os.getuid(), 0):
+                raise CliError(str(path), "it belongs to another user; give --nats-url", code=ExitCode.USAGE)
+            url = str(json.load(file)["nats"])
+    except FileNotFoundError:
+        raise CliError(
+            "no bus is known",
+            "give --nats-url, or set CONVEYOR_NATS_URL,"
+            f" or run this in the folder where `conveyor up` runs (there is no {path} here)",
+            code=ExitCode.USAGE,
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CliError(
+            str(path), f"no bus can be read from it ({error}); give --nats-url", code=ExitCode.USAGE
+        ) from None
+    say(f"using the bus of {path}: {redact_url(url)}")
+    return url

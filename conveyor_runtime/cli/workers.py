@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from conveyor_runtime.cli import options
-from conveyor_runtime.cli.connection import globals_of
+from conveyor_runtime.cli.connection import find_bus, globals_of
 from conveyor_runtime.cli.errors import CliError, ExitCode, debugging
 from conveyor_runtime.cli.output import Column, emit
 
@@ -28,7 +28,13 @@ __all__ = ["driver_app", "driver_command", "driver_names"]
 GROUP = "conveyor.drivers"
 
 NatsUrl = Annotated[
-    str, typer.Option("--nats-url", metavar="URL", envvar="CONVEYOR_NATS_URL", help="The NATS server of the runtime.")
+    str,
+    typer.Option(
+        "--nats-url",
+        metavar="URL",
+        envvar="CONVEYOR_NATS_URL",
+        help="The NATS server of the runtime; left out, that of ./.conveyor/ready.json, which `up` keeps.",
+    ),
 ]
 Resources = Annotated[
     str,
@@ -80,7 +86,7 @@ def driver_command(name: str) -> Callable[..., None]:
 
     def command(
         ctx: typer.Context,
-        nats_url: NatsUrl,
+        nats_url: NatsUrl = "",
         concurrency: options.Concurrency = 4,
         backend: options.Backend = "auto",
         resources: Resources = "",
@@ -118,7 +124,7 @@ def run(
     which: Annotated[
         str, typer.Argument(metavar="MODULE:ATTR", help="my_module:my_driver, file.py:my_driver or an installed name.")
     ],
-    nats_url: NatsUrl,
+    nats_url: NatsUrl = "",
     concurrency: options.Concurrency = 4,
     backend: options.Backend = "auto",
     resources: Resources = "",
@@ -190,8 +196,8 @@ def _run(
         resources=options.listed(resources),
         defaults=_defaults(defaults),
     )
-    given = globals_of(ctx)
-    raise typer.Exit(run_driver(_load(name), nats_url, settings, api_url or given.api_url, token or given.token))
+    given, driver, bus = globals_of(ctx), _load(name), find_bus(nats_url)
+    raise typer.Exit(run_driver(driver, bus, settings, api_url or given.api_url, token or given.token))
 
 
 def _load(name: str) -> Driver:

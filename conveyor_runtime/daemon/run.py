@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,9 @@ from conveyor_runtime.reconcile.lease import BUS_ADDRESS
 from conveyor_runtime.security.redaction import redact_url
 
 log = logging.getLogger(__name__)
+
+#: In the data directory, always: what `--ready-file` writes elsewhere. Driver commands look for it.
+READY_FILE = "ready.json"
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:
@@ -56,6 +59,7 @@ async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path |
         if ready_file is not None:
             running.write(ready_file)
             stack.callback(ready_file.unlink, missing_ok=True)
+        stack.enter_context(_told_in(bus_settings.data_dir, running))
         _say_ready(running)
         await signals.wait(running)
     return 0
@@ -64,10 +68,31 @@ async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path |
 async def _up(settings: UpSettings) -> int:
     with _Signals() as signals:
         async with up(settings) as running:
-            _say_ready(running)
-            await signals.wait(running)
-            log.info("stopping: running work is finished or handed over first; once more to hurry")
+            with _told_in(settings.bus.data_dir, running):
+                _say_ready(running)
+                await signals.wait(running)
+                log.info("stopping: running work is finished or handed over first; once more to hurry")
     return 0
+
+
+@contextmanager
+def _told_in(folder: Path, running: Running) -> Iterator[None]:
+    """The addresses in `folder` for as long as the block lasts: for commands that are run where `up` was."""
+    path = folder / READY_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        running.write(path)
+        told = path.read_bytes()
+    except OSError as error:  # with a bus elsewhere, nothing else needs the folder
+        log.warning("%s cannot be written: %s; driver commands need --nats-url then", path, error.strerror or error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if path.read_bytes() == told:  # another `serve` may have told its own meanwhile
+                path.unlink()
 
 
 class _Signals:
