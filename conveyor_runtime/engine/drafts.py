@@ -36,9 +36,7 @@ class DraftChecker:
 
     async def check(self, draft: Draft) -> tuple[Draft, tuple[PlannedStep, ...] | None]:
         """The draft as it will be stored, and the plan of its runs (None = a direct run)."""
-        for field, value in (("name", draft.name), ("resource", draft.type)):
-            if not isinstance(value, str) or not is_name(value):
-                raise InvalidInput(f"{field}: must be {NAME_RULE}", [Problem(f"/{field}", f"must be {NAME_RULE}")])
+        check_names(draft)
         draft = Draft(draft.type, draft.name, draft.spec, draft.pipeline or None, own_metadata(draft.metadata))
         if draft.type == PIPELINE:
             return await self._check_pipeline(draft), None
@@ -80,6 +78,13 @@ class DraftChecker:
             return await self._plan(record.type, pipeline)
         except (InvalidInput, Unprocessable):
             return ()
+
+
+def check_names(draft: Draft) -> None:
+    """Raises InvalidInput if what is to stand in keys and subjects cannot: to be asked before anything is looked up."""
+    for field, value in (("name", draft.name), ("resource", draft.type)):
+        if not isinstance(value, str) or not is_name(value):
+            raise InvalidInput(f"{field}: must be {NAME_RULE}", [Problem(f"/{field}", f"must be {NAME_RULE}")])
 
 
 def own_metadata(metadata: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -10,7 +10,7 @@ import uuid_utils
 
 from conveyor_runtime.engine import planner, plans
 from conveyor_runtime.engine.definitions import Definitions
-from conveyor_runtime.engine.drafts import Draft, DraftChecker
+from conveyor_runtime.engine.drafts import Draft, DraftChecker, check_names
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.settle import new_run_id, run_puts
 from conveyor_runtime.engine.validation import PIPELINE
@@ -61,6 +61,7 @@ class Intake:
 
     async def create(self, draft: Draft) -> Accepted:
         """Store a new resource and its first run. Raises InvalidInput, Unprocessable, Conflict, TooLarge."""
+        check_names(draft)
         async with self._lock(draft.type, draft.name):
             return await self._create(draft)
 
@@ -96,6 +97,7 @@ class Intake:
 
         `create_missing` creates it where there is none (apply).
         """
+        check_names(draft)
         async with self._lock(draft.type, draft.name):
             return await self._update(draft, create_missing)
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from conveyor_runtime.engine import Draft
+from conveyor_runtime.errors import InvalidInput
 from conveyor_runtime.models import DriverResult, Resource
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
 from tests.support.cluster import Cluster
@@ -48,3 +52,15 @@ async def test_later_steps_see_what_earlier_ones_reported(cluster: Cluster) -> N
     assert '"from":"a"' in seen[0]["driverresults.a"]
     assert seen[0]["steps.a"] == '{"from":"a"}'
     assert seen[0]["version"] == "1"
+
+
+@pytest.mark.parametrize("create_missing", [True, False])
+@pytest.mark.parametrize(
+    ("type_", "name", "pointer"), [("thing", "a b", "/name"), ("thing", "a.b", "/name"), ("no*", "one", "/resource")]
+)
+async def test_a_name_that_cannot_be_is_pointed_at_before_anything_is_looked_up(
+    cluster: Cluster, type_: str, name: str, pointer: str, create_missing: bool
+) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        await cluster.intake.update(Draft(type_, name, {}), create_missing=create_missing)
+    assert [problem.pointer for problem in raised.value.problems] == [pointer]
