@@ -109,11 +109,14 @@ class Ownership:
         self, run: RunRecord, step: PlannedStep, state: StepState, claim: Claim, *, died: bool
     ) -> RunRecord:
         why = "its worker died" if died else f"its worker gave up ({claim.why})" if claim.why else "its worker gave up"
-        log.warning("step %s of run %s is handed to another worker: %s", step.id, run.run_id, why)
-        metrics.TAKEOVERS.inc()
-        if died and state.deaths + 1 >= planner.MAX_DEATHS:
+        too_often = planner.too_often(state, died=died)
+        if too_often is None:
+            log.warning("step %s of run %s is handed to another worker: %s", step.id, run.run_id, why)
+            metrics.TAKEOVERS.inc()
+        else:
+            log.error("step %s of run %s is given up: %s; %s", step.id, run.run_id, why, too_often)
             # Before the commit: a letter too many is a smaller evil than one too few.
-            await self._transitions.dispatcher.keep_letter(run, step, state, f"{planner.MAX_DEATHS} workers died")
+            await self._transitions.dispatcher.keep_letter(run, step, state, too_often)
 
         def change(record: RunRecord) -> RunRecord:
             if not _same(record, step.id, state):

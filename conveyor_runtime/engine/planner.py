@@ -26,6 +26,9 @@ from conveyor_runtime.models import (
 #: Workers that may die under one attempt before the attempt itself is blamed.
 MAX_DEATHS = 5
 
+#: Times an attempt is handed over without a death (drained workers, lost leases) before it is ended all the same.
+MAX_HANDOVERS = 20
+
 #: Attempts of a step whose driver failed in a way that another attempt may mend.
 MAX_ATTEMPTS = 3
 
@@ -120,18 +123,17 @@ def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: floa
 
 
 def take_over(run: RunRecord, step_id: str, node: str | None, *, died: bool, fleet: Fleet, now: datetime) -> RunRecord:
-    """The attempt handed to another worker; Error once too many have died under it. Never one that is cancelled."""
+    """The attempt handed to another worker; Error once that has been too often. Never one that is cancelled."""
     state, step = run.steps[step_id], steps.step_of(run, step_id)
     if steps.cancel_applies(run, step):
         return run
     deaths = state.deaths + (1 if died else 0)
-    if deaths >= MAX_DEATHS:
-        message = f"{deaths} workers died while they worked on it"
+    if (why := too_often(state, died=died)) is not None:
         ended = state.model_copy(
             update={
                 "status": Status.ERROR,
                 "deaths": deaths,
-                "message": message,
+                "message": why,
                 "claimed_node": node or state.claimed_node,
                 "finished_at": now,
             }
@@ -139,6 +141,13 @@ def take_over(run: RunRecord, step_id: str, node: str | None, *, died: bool, fle
         return _with_step(run, step_id, ended)
     update = {"takeover": state.takeover + 1, "deaths": deaths, "claimed_node": node or state.claimed_node}
     return issue(run, step, state.model_copy(update=update), fleet, now)
+
+
+def too_often(state: StepState, *, died: bool) -> str | None:
+    """Why an attempt whose worker died or gave up is not handed to another any more; None if it is."""
+    if died:
+        return f"{MAX_DEATHS} workers died while they worked on it" if state.deaths + 1 >= MAX_DEATHS else None
+    return f"handed over {MAX_HANDOVERS} times" if state.takeover - state.deaths >= MAX_HANDOVERS else None
 
 
 def reissue(run: RunRecord, step_id: str, fleet: Fleet, now: datetime) -> RunRecord:

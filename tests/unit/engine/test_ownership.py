@@ -103,7 +103,18 @@ async def test_the_fifth_death_ends_it_with_a_dead_letter(watcher: Watcher) -> N
     await watcher.instance(ended=True)
     await claim(watcher)
     run = await examine(watcher, deaths=planner.MAX_DEATHS - 1)
-    assert run.status is Status.ERROR and watcher.letters == ["5 workers died"] and watcher.issued == []
+    assert run.status is Status.ERROR and watcher.issued == []
+    assert watcher.letters == ["5 workers died while they worked on it"]
+
+
+@pytest.mark.parametrize(("deaths", "ends"), [(0, True), (1, False)])
+async def test_an_attempt_is_not_handed_over_without_end(watcher: Watcher, deaths: int, ends: bool) -> None:
+    """Rule 8: deaths have a limit of their own."""
+    await watcher.instance()
+    await claim(watcher, planner.MAX_HANDOVERS, given_up=True)
+    run = await examine(watcher, takeover=planner.MAX_HANDOVERS, deaths=deaths)
+    assert (run.status is Status.ERROR) is ends and watcher.letters == ["handed over 20 times"] * ends
+    assert run.steps["s"].message == "handed over 20 times" * ends
 
 
 # -- cancel ------------------------------------------------------------------------------------------------------
