@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +67,10 @@ def up(
         drivers=chosen,
         ready_file=ready_file,
     )
-    raise typer.Exit(run_up(settings))
+    with _naming_variable(ctx, nats_url):
+        if nats_url and _from_environment(ctx):
+            say("using the NATS server of CONVEYOR_NATS_URL; --data is not used for state")
+        raise typer.Exit(run_up(settings))
 
 
 def serve(
@@ -106,7 +111,8 @@ def serve(
     token = token or globals_of(ctx).token
     _warn_if_open(host, token)
     bus = BusSettings(url=nats_url, data_dir=data, host=host, port=nats_port, sync=sync, replicas=replicas)
-    raise typer.Exit(run_serve(bus, ApiSettings(host=host, port=api_port, token=token), ready_file))
+    with _naming_variable(ctx, nats_url):
+        raise typer.Exit(run_serve(bus, ApiSettings(host=host, port=api_port, token=token), ready_file))
 
 
 def start_logging(level: str, form: str) -> None:
@@ -119,6 +125,29 @@ def start_logging(level: str, form: str) -> None:
     setup_logging(level, cast(LogFormat, form))
     # Child processes log as we do.
     os.environ.update(CONVEYOR_LOG_LEVEL=level, CONVEYOR_LOG_FORMAT=form)
+
+
+def _from_environment(ctx: typer.Context) -> bool:
+    """Whether the address of the bus is that of the variable, which may be exported for another command."""
+    source = ctx.get_parameter_source("nats_url")
+    return source is not None and source.name == "ENVIRONMENT"
+
+
+@contextmanager
+def _naming_variable(ctx: typer.Context, nats_url: str) -> Iterator[None]:
+    """Say of a bus that does not answer where its address comes from, if nobody typed it."""
+    from conveyor_runtime.errors import BusUnavailable, ConfigError
+
+    try:
+        yield
+    except (BusUnavailable, ConfigError) as error:
+        about_bus = isinstance(error, BusUnavailable) or "bus URL" in str(error)
+        if not (nats_url and about_bus and _from_environment(ctx)):
+            raise
+        code = ExitCode.USAGE if isinstance(error, ConfigError) else ExitCode.UNREACHABLE
+        raise CliError(
+            str(error), "the address is that of CONVEYOR_NATS_URL; unset it and a server is embedded", code=code
+        ) from error
 
 
 def _check_backend(backend: str, *, wanted: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from conveyor_runtime.daemon.control import connect, control_plane
 from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, up
 from conveyor_runtime.daemon.worker import work
 from conveyor_runtime.kit.shutdown import on_signals
+from conveyor_runtime.orchestra.registry import BUILT_IN
 from conveyor_runtime.reconcile import Driver
 from conveyor_runtime.reconcile.lease import BUS_ADDRESS
 from conveyor_runtime.security.redaction import redact_url
@@ -68,8 +70,11 @@ async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path |
 async def _up(settings: UpSettings) -> int:
     with _Signals() as signals:
         async with up(settings) as running:
+            backend = _backend(running)
+            if backend == "native" and settings.driver.backend == "auto":
+                log.warning("no Docker engine answers: builds run on this machine without isolation")
             with _told_in(settings.bus.data_dir, running):
-                _say_ready(running)
+                _say_ready(running, backend)
                 await signals.wait(running)
                 log.info("stopping: running work is finished or handed over first; once more to hurry")
     return 0
@@ -110,6 +115,10 @@ class _Signals:
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> bool:
         self._stack.close()
+        if self._stop.is_set():
+            # Everything has ended in order: one more Ctrl-C must not make a failure of it.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
         return kind is asyncio.CancelledError and self._stop.is_set()
 
     def _signalled(self) -> None:
@@ -125,5 +134,18 @@ class _Signals:
         await self._stop.wait()
 
 
-def _say_ready(running: Running) -> None:
-    print(f"ready: API {running.api_url} NATS {redact_url(running.nats_url)}", flush=True)  # noqa: T201 - the one line
+def _backend(running: Running) -> str:
+    """Where the drivers that were started put builds by default; empty if none of them builds."""
+    names = {child.name for child in running.children}
+    instances = [found.record for found in running.control.state.view.instances()]
+    for instance in sorted(instances, key=lambda it: it.started_at, reverse=True):
+        if instance.driver in names and not (instance.ended or instance.gone) and instance.nodes:
+            kind = instance.nodes[0].partition("-")[0]
+            if kind in BUILT_IN.names:
+                return kind
+    return ""
+
+
+def _say_ready(running: Running, backend: str = "") -> None:
+    line = f"ready: API {running.api_url} NATS {redact_url(running.nats_url)}"
+    print(f"{line} backend {backend}" if backend else line, flush=True)  # noqa: T201 - the one line

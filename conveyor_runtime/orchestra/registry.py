@@ -96,7 +96,7 @@ class Orchestra:
         try:
             backends["docker"] = await registry.open("docker", settings)
         except BackendUnavailable as error:
-            logger.info("no docker here, native only: %s", error, extra={"action": "backend_absent"})
+            logger.debug("no docker here, native only: %s", error, extra={"action": "backend_absent"})
         return cls(backends, "docker" if "docker" in backends else "native", host)
 
     @property

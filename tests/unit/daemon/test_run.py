@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from conveyor_runtime.daemon import run
 from conveyor_runtime.daemon.up import Running
+from conveyor_runtime.models import Instance
 
 
 def _running(port: int) -> Running:
@@ -34,3 +37,25 @@ def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path: Path) -> No
     (tmp_path / "data").write_text("a file")
     with run._told_in(tmp_path / "data", _running(1)):
         pass
+
+
+def test_the_backend_is_that_of_the_newest_process_that_builds() -> None:
+    def lease(id_: str, driver: str, node: str, second: int, **fields: Any) -> SimpleNamespace:
+        at = datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC)
+        nodes = (node,)
+        return SimpleNamespace(
+            record=Instance(id=id_, driver=driver, nodes=nodes, started_at=at, renewed_at=at, **fields)
+        )
+
+    leases = [
+        lease("1", "builder", "docker-x", 1),
+        lease("2", "builder", "native-x", 2),
+        lease("3", "builder", "docker-x", 3, ended=True),
+        lease("4", "greeter", "host-x", 4),
+        lease("5", "elsewhere", "docker-x", 5),
+    ]
+    view = SimpleNamespace(instances=lambda: leases)
+    control = cast(Any, SimpleNamespace(state=SimpleNamespace(view=view)))
+    children = cast(Any, tuple(SimpleNamespace(name=name) for name in ("builder", "greeter")))
+    assert run._backend(Running("", "", "", control, children)) == "native"
+    assert run._backend(Running("", "", "", control, ())) == ""
