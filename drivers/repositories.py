@@ -88,7 +88,10 @@ def is_commit(ref: str) -> bool:
 
 def _file(path: str, text: str, *, allow_files: bool) -> Repository:
     if not allow_files:
-        raise TerminalError("repositories in files of the worker's machine are not allowed here")
+        raise TerminalError(
+            "repositories in files of the worker's machine are not allowed here; start git-cloner (or `up`) with"
+            " --allow-file-repositories or CONVEYOR_ALLOW_FILE_REPOSITORIES=true to allow them"
+        )
     if path.startswith("localhost/"):
         path = path[len("localhost") :]
     if not path.startswith("/"):

@@ -130,3 +130,8 @@ def test_refs_that_are_taken(ref: str) -> None:
 def test_refs_that_are_refused(ref: str) -> None:
     with pytest.raises(TerminalError):
         check_ref(ref)
+
+
+def test_the_refusal_of_a_file_says_how_to_allow_it() -> None:
+    with pytest.raises(TerminalError, match="--allow-file-repositories or CONVEYOR_ALLOW_FILE_REPOSITORIES"):
+        parse_repository("file:///srv/r.git", allow_files=False)
