@@ -126,7 +126,9 @@ async def test_three_builders_share_sixty_runs(tmp_path: Path) -> None:
         for it in accepted:
             lines = await client.logs(it.run_id)
             assert [line.message for line in lines if line.stream == "stdout"] == ["1"], "a build ran twice"
-            assert {(line.attempt, line.takeover) for line in lines} == {(1, 0)}
+            again = [line.message for line in lines if (line.attempt, line.takeover) != (1, 0)]
+            errors = [line.message for line in lines if line.level == "error"]
+            assert not again, (again, errors)
         workers = Counter(await builders_of(client, [it.run_id for it in accepted]))
         assert len(workers) == 3, workers
         await check_nothing_left(running)

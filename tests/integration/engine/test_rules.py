@@ -75,7 +75,7 @@ async def test_a_handler_that_failed_between_claim_and_result_gives_up_when_it_i
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule 7."""
-    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.BUSY_RETRY", 0.05)
+    monkeypatch.setattr("conveyor_runtime.reconcile.claims.BUSY_RETRY", 0.05)
     from conveyor_runtime.reconcile import dispatch
     from conveyor_runtime.reconcile.publish import publish_result
 
@@ -103,7 +103,7 @@ async def test_a_dispatch_somebody_else_has_is_left_alone_and_one_that_is_over_d
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule 7."""
-    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.BUSY_RETRY", 0.05)
+    monkeypatch.setattr("conveyor_runtime.reconcile.claims.BUSY_RETRY", 0.05)
     calls: list[tuple[str, str]] = []
     await cluster.define("thing")
     await cluster.pipeline("p", "thing", "a")
