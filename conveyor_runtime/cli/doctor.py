@@ -149,6 +149,23 @@ def _disk(data: Path) -> Finding:
     return Finding("disk", worst.verdict, ", ".join(parts), worst.mend)
 
 
+def _port() -> Finding:
+    """Whether `up` can listen where it does by itself."""
+    import socket
+    from urllib.parse import urlsplit
+
+    port = urlsplit(DEFAULT_API_URL).port or 0
+    with socket.socket() as probe:
+        # As the server does: connections that are only just over are in nobody's way.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            mend = "give `conveyor up` another one with --api-port (0 = a free one)"
+            return Finding("port", "warn", f"{port} cannot be had: {error.strerror or error}", mend)
+    return Finding("port", "ok", f"{port} is free for the API")
+
+
 async def _server(ctx: typer.Context, api_url: str | None, token: str | None) -> list[Finding]:
     from conveyor_runtime.client import ClientError, UnreachableError
 
@@ -162,9 +179,11 @@ async def _server(ctx: typer.Context, api_url: str | None, token: str | None) ->
                 ]
         except UnreachableError as error:
             verdict = "fail" if asked_for else "warn"
-            return [Finding("api", verdict, str(error), "start it with `conveyor up`, or name it with --api-url")]
+            finding = Finding("api", verdict, str(error), "start it with `conveyor up`, or name it with --api-url")
+            return [finding] if asked_for else [finding, _port()]
         except ClientError as error:
-            return [Finding("api", "fail", f"{url}: {error}", "is this the address of a Conveyor API?")]
+            findings = [Finding("api", "fail", f"{url}: {error}", "is this the address of a Conveyor API?")]
+            return findings if asked_for else [*findings, _port()]
         findings = [Finding("api", "ok", f"{url} is ready")]
         try:
             drivers = await client.drivers()
