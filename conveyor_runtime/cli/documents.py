@@ -51,6 +51,19 @@ class Document:
         line, column = self.positions.get(pointer, (0, 0))
         return f"{self.source}:{line}:{column}" if line else self.source
 
+    def find(self, pointer: str) -> Any:
+        """What `pointer` names; None if there is nothing."""
+        found = self.value
+        for part in pointer.split("/")[1:]:
+            key = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, dict):
+                found = found.get(key)
+            elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+                found = found[int(key)]
+            else:
+                return None
+        return found
+
     def only(self, kind: Kind) -> Document:
         """The document itself. Raises CliError if it is of another kind."""
         if self.kind != kind:

@@ -11,7 +11,7 @@ from conveyor_runtime.cli.output import Column, age, between, plain
 if TYPE_CHECKING:
     from conveyor_runtime.client import Client, Deleted
 
-__all__ = ["Noun", "RunFilter", "find_noun", "title_of"]
+__all__ = ["NOUNS", "Noun", "RunFilter", "find_noun", "title_of", "unknown_type"]
 
 Row = dict[str, Any]
 
@@ -46,6 +46,24 @@ def title_of(row: Row) -> str:
 def find_noun(word: str) -> Noun:
     """The noun of a word: one of ours in singular or plural, else a type of resources."""
     return _NOUNS.get(word.lower()) or _resources(word)
+
+
+NOUNS = "resources, runs, definitions, pipelines, drivers"
+"""What there is besides the types of resources."""
+
+
+async def unknown_type(client: Client, word: str) -> str:
+    """What to say of a word that is neither a noun nor a type of resources; empty if it is one of them."""
+    from difflib import get_close_matches
+
+    if word.lower() in _NOUNS:
+        return ""
+    types = [it.name for it in await client.list_definitions() if it.name not in _NOUNS]
+    if word in types:
+        return ""
+    close = get_close_matches(word, types, 1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return f"there is no type {word}{meant}; there are {', '.join(types) or 'none yet'}"
 
 
 # -- resources --------------------------------------------------------------------------------------------------

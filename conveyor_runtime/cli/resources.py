@@ -9,13 +9,14 @@ import typer
 from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import ask
 from conveyor_runtime.cli.errors import CliError, ExitCode, explain, say
-from conveyor_runtime.cli.noun import Noun, RunFilter, find_noun, title_of
+from conveyor_runtime.cli.noun import NOUNS, Noun, RunFilter, find_noun, title_of, unknown_type
 from conveyor_runtime.cli.options import Format
 from conveyor_runtime.cli.output import Column, emit
 
 if TYPE_CHECKING:
     from conveyor_runtime.cli.documents import Document
     from conveyor_runtime.client import Client, ClientError
+    from conveyor_runtime.errors import Problem
 
 __all__ = ["apply", "apply_document", "describe", "get", "split_target"]
 
@@ -82,6 +83,10 @@ async def apply_document(client: Client, document: Document) -> dict[str, Any]:
             return {"object": document.title, "outcome": f"applied (revision {pipeline.revision})", "run": ""}
         applied = await client.apply(document.value)
     except ClientError as error:
+        if error.status == 422 and document.kind != "definition":
+            unknown = await unknown_type(client, document.value.get("resource") or "")
+            if unknown:
+                raise CliError(document.locate("/resource"), document.title, unknown, code=ExitCode.USAGE) from error
         raise _located(error, document) from error
     outcome = "created" if applied.created else "updated" if applied.changed else "unchanged"
     return {"object": document.title, "outcome": outcome, "run": applied.run_id}
@@ -94,16 +99,27 @@ def _located(error: ClientError, document: Document) -> CliError:
         return told
     if not error.problems:
         return CliError(document.locate(""), document.title, str(told), code=told.code)
-    lines = [f"{document.locate(it.pointer)}: {it.pointer or '/'}: {it.detail}" for it in error.problems]
+    lines = [f"{document.locate(it.pointer)}: {it.pointer or '/'}: {reason(it, document)}" for it in error.problems]
     return CliError(document.source, document.title, "the server will not take it", code=told.code, lines=lines)
+
+
+def reason(problem: Problem, document: Document) -> str:
+    """Why a value is refused; what a schema cannot say, said for those who write YAML."""
+    value = document.find(problem.pointer)
+    around = document.find(problem.pointer.rpartition("/")[0])
+    if isinstance(value, dict) and isinstance(around, list) and 'not of type "string"' in problem.detail:
+        return f"{problem.detail}; quote it: the colon made it a mapping"
+    if problem.pointer.endswith("/timeout") and "anyOf" in problem.detail:
+        return f"{value!r} is no timeout; give a duration such as 90s, 5m or a number of seconds"
+    return problem.detail
 
 
 def get(
     ctx: typer.Context,
     type_: Annotated[
         str,
-        typer.Argument(metavar="TYPE", help="A resource type, or resources, runs, definitions, pipelines, drivers."),
-    ],
+        typer.Argument(metavar="TYPE", help=f"A resource type, or {NOUNS}."),
+    ] = "",
     name: Annotated[str, typer.Argument(metavar="NAME", help="One of them; of runs, the id.")] = "",
     status: Annotated[
         list[str] | None, typer.Option("--status", metavar="STATUS", help="Of runs: only in this state (repeatable).")
@@ -122,12 +138,26 @@ def get(
     Examples: conveyor get runs --status Running
               conveyor get ci-build hello -o yaml
     """
+    if not type_:
+        raise typer.BadParameter(f"which TYPE? {NOUNS}, or a type of resources (`conveyor get definitions` lists them)")
     word, name = split_target(type_, name)
     noun = find_noun(word)
     wanted = RunFilter(_statuses(status or []), of_type, of_name, pipeline, limit)
 
     async def question(client: Client) -> Any:
-        return await noun.read(client, name) if name else await noun.list_all(client, wanted)
+        from conveyor_runtime.client import NotFoundError
+
+        try:
+            found = await noun.read(client, name) if name else await noun.list_all(client, wanted)
+        except NotFoundError:
+            found = None
+            if not (unknown := await unknown_type(client, word)):
+                raise
+        else:
+            unknown = "" if found else await unknown_type(client, word)
+        if unknown:
+            raise CliError(f"{unknown}, besides {NOUNS}")
+        return found
 
     found = ask(ctx, api_url, token, question)
     if not found and output is Format.TABLE:

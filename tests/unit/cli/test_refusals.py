@@ -1,0 +1,102 @@
+"""What the server refuses, said for those who write the files and type the commands."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import pipelines
+from conveyor_runtime.cli import doctor
+from conveyor_runtime.cli.app import app
+from conveyor_runtime.cli.documents import read_documents
+from conveyor_runtime.cli.errors import CliError, ExitCode
+from conveyor_runtime.cli.noun import unknown_type
+from conveyor_runtime.cli.resources import apply_document
+from conveyor_runtime.client import Client
+from tests.unit.api.world import World
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    async with World() as world, Client("http://api", transport=world.http._transport) as client:
+        await client.apply_definition({**pipelines.definition("ci-build"), "pipeline": ""})
+        yield client
+
+
+async def _refusal(client: Client, folder: Path, text: str) -> CliError:
+    file = folder / "f.yaml"
+    file.write_text(text)
+    [document] = read_documents(str(file))
+    with pytest.raises(CliError) as caught:
+        await apply_document(client, document)
+    assert caught.value.code is ExitCode.USAGE
+    return caught.value
+
+
+async def test_a_colon_that_made_a_mapping(client: Client, tmp_path: Path) -> None:
+    text = "resource: ci-build\nname: a\nspec:\n  repository: x\n  commands:\n    - echo hi: there\n"
+    [line] = (await _refusal(client, tmp_path, text)).lines
+    assert "f.yaml:6:7: /spec/commands/0: " in line
+    assert line.endswith("quote it: the colon made it a mapping")
+
+
+async def test_a_timeout_that_is_none(client: Client, tmp_path: Path) -> None:
+    text = "resource: ci-build\nname: a\nspec:\n  repository: x\n  timeout: soon\n"
+    [line] = (await _refusal(client, tmp_path, text)).lines
+    assert line.endswith("'soon' is no timeout; give a duration such as 90s, 5m or a number of seconds")
+
+
+@pytest.mark.parametrize(
+    "text", ["name: a\nresource: ci-biuld\nspec: {}\n", "name: a\nresource: ci-biuld\nsteps: [{driver: d}]\n"]
+)
+async def test_an_unknown_type_is_pointed_at(client: Client, tmp_path: Path, text: str) -> None:
+    told = str(await _refusal(client, tmp_path, text))
+    assert "f.yaml:2:11: " in told
+    assert told.endswith("there is no type ci-biuld (did you mean ci-build?); there are ci-build")
+
+
+async def test_nouns_and_types_are_known(client: Client) -> None:
+    assert await unknown_type(client, "Runs") == ""
+    assert await unknown_type(client, "ci-build") == ""
+    assert await unknown_type(client, "foo") == "there is no type foo; there are ci-build"
+
+
+@pytest.mark.parametrize("arguments", [["get", "foo"], ["get", "foo", "bar"]])
+def test_get_of_an_unknown_type_is_an_error(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(ctx: Any, api_url: Any, token: Any, question: Any) -> Any:
+        import asyncio
+
+        async def main() -> Any:
+            async with World() as world, Client("http://api", transport=world.http._transport) as client:
+                await client.apply_definition({"name": "app"})
+                return await question(client)
+
+        return asyncio.run(main())
+
+    monkeypatch.setattr("conveyor_runtime.cli.resources.ask", ask)
+    found = CliRunner().invoke(app, arguments)
+    assert isinstance(found.exception, CliError)
+    assert found.exception.code is ExitCode.FAILED
+    told = "there is no type foo; there are app, besides resources, runs, definitions, pipelines, drivers"
+    assert str(found.exception) == told
+    assert CliRunner().invoke(app, ["get", "app"]).stderr == "no app here\n"
+
+
+def test_get_without_a_type_lists_them() -> None:
+    found = CliRunner().invoke(app, ["get"])
+    assert found.exit_code == ExitCode.USAGE
+    assert "resources, runs, definitions, pipelines, drivers" in " ".join(found.stderr.split())
+
+
+def test_the_port_of_the_api_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(doctor, "DEFAULT_API_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert doctor._port().verdict == "warn"
+    assert doctor._port().verdict == "ok"
