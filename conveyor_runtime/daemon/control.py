@@ -106,7 +106,7 @@ async def control_plane(bus: Bus, settings: ApiSettings) -> AsyncIterator[Contro
         parts = asyncio.create_task(supervise(work, stop), name="control plane")
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
         try:
-            async with _fail_together(parts, serving):
+            async with fail_together(parts, serving):
                 yield Control(f"http://{_for_clients(host)}:{port}", services, stop)
         finally:
             services.closing.set()
@@ -121,7 +121,7 @@ async def control_plane(bus: Bus, settings: ApiSettings) -> AsyncIterator[Contro
 
 
 @asynccontextmanager
-async def _fail_together(*tasks: asyncio.Task[None]) -> AsyncIterator[None]:
+async def fail_together(*tasks: asyncio.Task[None]) -> AsyncIterator[None]:
     """Cancel the block if one of `tasks` ends, and raise what ended it."""
     block = asyncio.current_task()
     assert block is not None

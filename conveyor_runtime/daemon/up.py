@@ -16,7 +16,7 @@ from pathlib import Path
 import pipelines
 from conveyor_runtime.bus import EmbeddedServer
 from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
-from conveyor_runtime.daemon.control import Control, _fail_together, connect, control_plane
+from conveyor_runtime.daemon.control import Control, connect, control_plane, fail_together
 from conveyor_runtime.engine import Draft, Intake
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.child import Child
@@ -144,7 +144,7 @@ async def _children(names: list[str], settings: UpSettings, running: Running) ->
     children = _Children(names, _environment(settings, running))
     tasks = [asyncio.create_task(child.run(), name=f"driver {child.name}") for child in children.all]
     try:
-        async with _fail_together(*tasks):
+        async with fail_together(*tasks):
             yield children
     finally:
         grace = settings.driver.drain_grace + settings.driver.kill_grace + 10.0

@@ -67,7 +67,7 @@ class Definitions:
         found = await self._state.definition(type_)
         return found.record if found else None
 
-    def pipeline_of(self, record: ResourceRecord) -> str | None:
+    async def pipeline_of(self, record: ResourceRecord) -> str | None:
         """The pipeline a resource's runs take: its own, else its type's default."""
-        definition = self.known(record.type)
+        definition = None if record.pipeline else await self.find(record.type)
         return record.pipeline or (definition.pipeline if definition else None)

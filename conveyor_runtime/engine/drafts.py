@@ -71,7 +71,7 @@ class DraftChecker:
 
     async def pipeline_steps(self, record: ResourceRecord) -> tuple[PlannedStep, ...]:
         """The steps of the pipeline a resource has now; none if it has none or it is gone."""
-        pipeline = self._definitions.pipeline_of(record)
+        pipeline = await self._definitions.pipeline_of(record)
         if record.type == PIPELINE or not pipeline:
             return ()
         try:

@@ -83,7 +83,7 @@ class Intake:
             created_at=now,
             updated_at=now,
         )
-        run = self._new_run(record, "create", plan)
+        run = await self._new_run(record, "create", plan)
         record = _owe(record, run)
         stored = await self._write(run, Put(keys.resource(draft.type, draft.name), record, 0))
         if stored is None:
@@ -115,7 +115,7 @@ class Intake:
             record, makes_run = self._changed(old, draft)
             if record is old:
                 return Accepted(old, found.revision, changed=False)
-            run = self._new_run(record, "update", plan) if makes_run else None
+            run = await self._new_run(record, "update", plan) if makes_run else None
             record = _owe(record, run)
             version = Put(keys.version(old.id, old.revision), old.as_resource())
             put = Put(keys.resource(draft.type, draft.name), record, found.revision)
@@ -139,7 +139,7 @@ class Intake:
             if under_way is not None:
                 return Deleted(under_way.run_id, found.revision, gone=False)
             plan = plans.plan_delete(type_, await self._drafts.pipeline_steps(old), self._engine.fleet())
-            run = self._new_run(old, "delete", plan)
+            run = await self._new_run(old, "delete", plan)
             assert run is not None
             record = _owe(old.model_copy(update={"deleting": True}), run)
             gone = run.status.terminal and old.active is None and not old.queue
@@ -187,7 +187,9 @@ class Intake:
         }
         return old.model_copy(update=update), new_generation
 
-    def _new_run(self, record: ResourceRecord, event: str, plan: tuple[PlannedStep, ...] | None) -> RunRecord | None:
+    async def _new_run(
+        self, record: ResourceRecord, event: str, plan: tuple[PlannedStep, ...] | None
+    ) -> RunRecord | None:
         """A run of the record as it is, its first steps open; None for a built-in type nobody listens to."""
         fleet, now = self._engine.fleet(), self._transitions.now()
         if record.type == PIPELINE and event != "delete" and not plans.plan_direct(PIPELINE, event, fleet):
@@ -199,7 +201,7 @@ class Intake:
             event=event,
             generation=record.generation,
             status=Status.ACCEPTED,
-            pipeline=self.definitions.pipeline_of(record),
+            pipeline=await self.definitions.pipeline_of(record),
             resource=record.as_resource(),
             plan=plan,
             created_at=now,
