@@ -17,6 +17,10 @@ from conveyor_runtime.cli.errors import EXIT_CODES, ExitCode, debugging, explain
 __all__ = ["app", "run"]
 
 
+class _ReaderGone(Exception):
+    """Whoever read our output has seen enough. Not an OSError: of those Typer makes an exit code of its own."""
+
+
 class Commands(TyperGroup):
     """The built-in commands, then one per installed driver, made when it is asked for."""
 
@@ -32,6 +36,17 @@ class Commands(TyperGroup):
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(cmd_name)(workers.driver_command(cmd_name))
         return typer.main.get_command(single)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
+        except typer.BadParameter as error:
+            # How the library speaks of the check, not of what is wrong.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
 
 app = typer.Typer(
@@ -103,14 +118,13 @@ app.command("version")(_version)
 def run() -> int:
     """Run the command that argv names; its exit code. Errors become lines on stderr."""
     try:
-        app()
-        return ExitCode.SUCCESS
-    except SystemExit as end:
-        return _code(end)
+        code = _run_app()
+        sys.stdout.flush()  # here, where a reader that is gone is no traceback
+        return code
     except KeyboardInterrupt:
         say("interrupted")
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderGone):
         # Whoever read our output has seen enough; what is still buffered must not fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.BROKEN_PIPE
@@ -122,6 +136,14 @@ def run() -> int:
         for line in told.lines:
             say(f"  {line}")
         return told.code
+
+
+def _run_app() -> int:
+    try:
+        app()
+    except SystemExit as end:
+        return _code(end)
+    return ExitCode.SUCCESS
 
 
 def _code(end: SystemExit) -> int:

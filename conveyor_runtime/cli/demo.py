@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from conveyor_runtime.cli.errors import ExitCode, exit_code_of, say
+from conveyor_runtime.cli.errors import ExitCode, exit_code_of, program, say
 
 if TYPE_CHECKING:
     from conveyor_runtime.client import Run
@@ -66,7 +66,8 @@ def demo() -> None:
             raise typer.Exit(128 + signal.SIGTERM) from None
     code = exit_code_of(run.status)
     if code is ExitCode.SUCCESS:
-        say("\ndemo: that was all of it. Next: `conveyor up`, and in another terminal `conveyor run -f FILE --watch`.")
+        up, then = f"`{program()} up`", f"`{program()} run -f FILE --watch`"
+        say(f"\ndemo: that was all of it. Next: {up}, and in another terminal {then}.")
     raise typer.Exit(code)
 
 

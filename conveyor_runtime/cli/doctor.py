@@ -12,7 +12,7 @@ import typer
 
 from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import DEFAULT_API_URL, client_of, globals_of
-from conveyor_runtime.cli.errors import ExitCode
+from conveyor_runtime.cli.errors import ExitCode, program
 from conveyor_runtime.cli.options import Format
 from conveyor_runtime.cli.output import colour, emit
 from conveyor_runtime.cli.workers import driver_names
@@ -161,7 +161,7 @@ def _port() -> Finding:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            mend = "give `conveyor up` another one with --api-port (0 = a free one)"
+            mend = f"give `{program()} up` another one with --api-port (0 = a free one)"
             return Finding("port", "warn", f"{port} cannot be had: {error.strerror or error}", mend)
     return Finding("port", "ok", f"{port} is free for the API")
 
@@ -179,7 +179,7 @@ async def _server(ctx: typer.Context, api_url: str | None, token: str | None) ->
                 ]
         except UnreachableError as error:
             verdict = "fail" if asked_for else "warn"
-            finding = Finding("api", verdict, str(error), "start it with `conveyor up`, or name it with --api-url")
+            finding = Finding("api", verdict, str(error), f"start it with `{program()} up`, or name it with --api-url")
             return [finding] if asked_for else [finding, _port()]
         except ClientError as error:
             findings = [Finding("api", "fail", f"{url}: {error}", "is this the address of a Conveyor API?")]
@@ -190,7 +190,9 @@ async def _server(ctx: typer.Context, api_url: str | None, token: str | None) ->
         except ClientError as error:
             return [*findings, Finding("drivers", "fail", str(error), "give the right --token (or CONVEYOR_TOKEN)")]
     if not drivers:
-        findings.append(Finding("drivers", "warn", "none has ever registered", "start one, e.g. `conveyor builder`"))
+        findings.append(
+            Finding("drivers", "warn", "none has ever registered", f"start one, e.g. `{program()} builder`")
+        )
     installed = driver_names()
     for driver in drivers:
         alive = len(driver.instances)
@@ -200,8 +202,8 @@ async def _server(ctx: typer.Context, api_url: str | None, token: str | None) ->
         else:
             start = f"{driver.name}" if driver.name in installed else "driver run MODULE:ATTR"
             mend = (
-                f"work for it waits: start it with `conveyor {start}`,"
-                f" or forget it with `conveyor delete driver {driver.name}`"
+                f"work for it waits: start it with `{program()} {start}`,"
+                f" or forget it with `{program()} delete driver {driver.name}`"
             )
             findings.append(Finding("driver", "warn", f"{driver.name}: no process is running", mend))
     return findings

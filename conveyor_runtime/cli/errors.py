@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from conveyor_runtime.client import ClientError
 
-__all__ = ["EXIT_CODES", "CliError", "ExitCode", "debugging", "exit_code_of", "explain", "say"]
+__all__ = ["EXIT_CODES", "CliError", "ExitCode", "debugging", "exit_code_of", "explain", "program", "say"]
 
 
 class ExitCode(IntEnum):
@@ -45,6 +45,18 @@ class CliError(Exception):
 def say(text: str) -> None:
     """Talk, on stderr: stdout is for data."""
     print(text, file=sys.stderr, flush=True)
+
+
+def program() -> str:
+    """How this program is called here: what a hint must print so that it can be copied."""
+    import shutil
+
+    called = sys.argv[0]
+    if called.endswith("__main__.py"):
+        return f"{sys.executable} -m conveyor_runtime"
+    if not called.endswith("conveyor") or shutil.which("conveyor"):
+        return "conveyor"
+    return called
 
 
 def debugging() -> bool:

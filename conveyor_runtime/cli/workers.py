@@ -211,12 +211,21 @@ def _load(name: str) -> Driver:
     except Exception as error:  # a user's module may fail in any way while it is imported
         if debugging():
             raise
+        if isinstance(error, SyntaxError) and error.filename:
+            place = f"{_from_here(error.filename)}:{error.lineno or 1}"
+            raise CliError(place, type(error).__name__, error.msg, code=ExitCode.USAGE) from error
         where = ""
         trace = error.__traceback__
         while trace is not None:
             where, trace = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}", trace.tb_next
         reason = f"it cannot be imported: {type(error).__name__}: {error}"
         raise CliError(f"driver {name}", where, reason, "CONVEYOR_DEBUG=1 shows all", code=ExitCode.USAGE) from error
+
+
+def _from_here(path: str) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def _defaults(path: str) -> Mapping[str, Mapping[str, Any]]:

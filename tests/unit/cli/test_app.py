@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tarfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -17,6 +19,7 @@ from conveyor_runtime import __version__
 from conveyor_runtime.cli import app as app_module
 from conveyor_runtime.cli import workers
 from conveyor_runtime.cli.app import app
+from conveyor_runtime.cli.errors import program
 from conveyor_runtime.orchestra.docker.demo_image import root_of, static_busybox
 from conveyor_runtime.reconcile import loader
 
@@ -120,3 +123,38 @@ def test_the_root_of_the_demo_image(tmp_path: Path) -> None:
     assert members["tmp"].mode == 0o1777
     found = static_busybox()
     assert found is None or found.is_file()
+
+
+def _conveyor(*arguments: str, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "conveyor_runtime", *arguments]
+    return subprocess.run(command, cwd=folder, stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
+def test_a_driver_that_is_no_python_is_pointed_at(tmp_path: Path) -> None:
+    (tmp_path / "greeter.py").write_text("def x(:\n")
+    done = _conveyor("driver", "run", "greeter.py:driver", "--nats-url", "nats://h", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: greeter.py:1: SyntaxError: invalid syntax\n"
+
+
+def test_a_wrong_choice_is_said_in_plain_words(tmp_path: Path) -> None:
+    done = _conveyor("get", "runs", "-o", "xml", folder=tmp_path)
+    assert done.returncode == 2
+    assert "'xml' is not one of" in done.stderr
+    assert "Value error" not in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        done = _conveyor("driver", "list", "-o", "json", folder=tmp_path, stdout=gone)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_hints_print_the_command_as_it_was_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [".venv/bin/conveyor", "doctor"])
+    assert program() == ".venv/bin/conveyor"
+    (tmp_path / "conveyor").touch(0o755)
+    assert program() == "conveyor"
