@@ -11,6 +11,7 @@ import os
 import signal
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -81,8 +82,8 @@ class Child:
             for _, write_end in pipes:
                 os.close(write_end)
         turn = asyncio.Lock()
-        out = await _Pump.open(pipes[0][0], "stdout", on_chunk, turn)
-        err = await _Pump.open(pipes[1][0], "stderr", on_chunk, turn)
+        out = _Pump(pipes[0][0], "stdout", on_chunk, turn)
+        err = _Pump(pipes[1][0], "stderr", on_chunk, turn)
         return cls(process, (out, err))
 
     @property
@@ -155,30 +156,33 @@ class Child:
 
 
 class _Pump:
-    """Moves one pipe into `on_chunk`."""
+    """Moves one pipe into `on_chunk`. It reads the descriptor itself: a transport of uvloop closes the file it is given
+    and then, a moment later, the same number once more, which by then may be another thread's file."""
 
-    def __init__(self, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
-        self._reader = reader
-        self._transport = transport
+    def __init__(self, fd: int, stream: Literal["stdout", "stderr"], on_chunk: OnChunk, turn: asyncio.Lock) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._loop = asyncio.get_running_loop()
         self.taken = 0
         self.busy = False
         self.allow: int | None = None
-        self.task: asyncio.Task[None]
+        self.task = asyncio.create_task(self._run(stream, on_chunk, turn))
 
-    @classmethod
-    async def open(cls, fd: int, stream: Literal["stdout", "stderr"], on_chunk: OnChunk, turn: asyncio.Lock) -> _Pump:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=_CHUNK)
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)
-        )
-        pump = cls(reader, transport)
-        pump.task = asyncio.create_task(pump._run(stream, on_chunk, turn))
-        return pump
+    async def _read(self) -> bytes:
+        """What there is to read, waiting for it; b"" at the end."""
+        while True:
+            with suppress(BlockingIOError):
+                return os.read(self._fd, _CHUNK)
+            readable = asyncio.Event()
+            self._loop.add_reader(self._fd, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                self._loop.remove_reader(self._fd)
 
     async def _run(self, stream: Literal["stdout", "stderr"], on_chunk: OnChunk, turn: asyncio.Lock) -> None:
         while self.allow is None or self.allow > 0:
-            data = await self._reader.read(_CHUNK)
+            data = await self._read()
             if not data:
                 return
             self.busy = True
@@ -194,7 +198,7 @@ class _Pump:
         await asyncio.wait([self.task])
         if not self.task.cancelled():
             self.task.exception()  # seen by wait() already, or no longer of interest
-        self._transport.close()
+        os.close(self._fd)
 
 
 async def run(
