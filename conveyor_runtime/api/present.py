@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from conveyor_runtime.api.shapes import PipelineView, QueueEntry, ResourceView, StepShape
-from conveyor_runtime.engine import describe_run
+from conveyor_runtime.engine import Engine, describe_run
 from conveyor_runtime.models import PipelineSpec, ResourceRecord, Run, RunRecord, StepState
 from conveyor_runtime.models.message import META_RESULT
 from conveyor_runtime.store import State
@@ -66,15 +66,16 @@ async def step_data(state: State, step: StepState) -> Any:
     return orjson.loads(stored.value) if stored else None
 
 
-async def whole_run(state: State, run: RunRecord) -> Run:
+async def whole_run(engine: Engine, run: RunRecord) -> Run:
     """A run with all its data."""
+    state = engine.state
     data = {step.data_key: await step_data(state, step) for step in run.steps.values() if step.data_key is not None}
-    return describe_run(run, state.view, data)
+    return describe_run(run, state.view, data, is_dead=engine.liveness.is_dead)
 
 
-def listed_run(state: State, run: RunRecord) -> Run:
+def listed_run(engine: Engine, run: RunRecord) -> Run:
     """A run as lists show it: without the data of its steps."""
-    view = describe_run(run, state.view)
+    view = describe_run(run, engine.state.view, is_dead=engine.liveness.is_dead)
     return view.model_copy(update={"steps": tuple(step.model_copy(update={"data": None}) for step in view.steps)})
 
 

@@ -63,7 +63,7 @@ async def list_all(
     """Runs, newest first, without the data of their steps."""
     page: list[Run] = []
     async for run in _matching(services.state.view, wanted, cursor):
-        shown = present.listed_run(services.state, run)
+        shown = present.listed_run(services.engine, run)
         # What is shown depends on claims and on the resource, so the status can only be compared now.
         if wanted.status and shown.status not in wanted.status:
             continue
@@ -85,7 +85,7 @@ async def _matching(view: View, wanted: RunFilter, cursor: str) -> AsyncIterator
 @router.get("/runs/{run_id}")
 async def read(run_id: str, services: ServicesDep) -> Run:
     """A run and its steps, with what their drivers reported."""
-    return await present.whole_run(services.state, await find_run(services, run_id))
+    return await present.whole_run(services.engine, await find_run(services, run_id))
 
 
 @router.post("/runs/{run_id}/cancel", status_code=202, responses={200: {"model": Run}}, **takes(CancelRequest, False))
@@ -99,4 +99,4 @@ async def cancel(run_id: str, document: OptionalDocument, services: ServicesDep,
     found = await services.state.run(run_id)
     if found is not None:
         response.headers["Conveyor-Revision"] = str(found.revision)
-    return await present.whole_run(services.state, run)
+    return await present.whole_run(services.engine, run)

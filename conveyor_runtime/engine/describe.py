@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from conveyor_runtime.engine.steps import step_of
@@ -10,10 +10,12 @@ from conveyor_runtime.models import ENGINE, Claim, Run, RunRecord, RunResource, 
 from conveyor_runtime.store import View
 
 
-def describe_run(run: RunRecord, view: View, data: Mapping[str, Any] | None = None) -> Run:
-    """What is true of `run` now. `data` maps data keys to values kept outside the record."""
+def describe_run(
+    run: RunRecord, view: View, data: Mapping[str, Any] | None = None, *, is_dead: Callable[[str], bool]
+) -> Run:
+    """What is true of `run` now. `data` maps data keys to values kept outside the record, `is_dead` judges a lease."""
     claims = dict(view.claims_of(run.run_id))
-    steps = [_describe_step(run, step.id, claims, view, data or {}) for step in run.plan or ()]
+    steps = [_describe_step(run, step.id, claims, view, data or {}, is_dead) for step in run.plan or ()]
     starts = [step.started_at for step in steps if step.started_at is not None]
     status, reason = _status(run, steps, view)
     return Run(
@@ -31,7 +33,12 @@ def describe_run(run: RunRecord, view: View, data: Mapping[str, Any] | None = No
 
 
 def _describe_step(
-    run: RunRecord, step_id: str, claims: Mapping[tuple[str, int, int], Claim], view: View, data: Mapping[str, Any]
+    run: RunRecord,
+    step_id: str,
+    claims: Mapping[tuple[str, int, int], Claim],
+    view: View,
+    data: Mapping[str, Any],
+    is_dead: Callable[[str], bool],
 ) -> RunStep:
     planned = step_of(run, step_id)
     state = run.steps.get(step_id, StepState())
@@ -43,7 +50,7 @@ def _describe_step(
         if claim is not None:
             status, started = Status.RUNNING, started or claim.at
         else:
-            message = _why_pending(planned.driver, state, view)
+            message = _why_pending(planned.driver, state, view, is_dead)
     return RunStep(
         id=planned.id,
         name=planned.name or planned.id,
@@ -61,7 +68,7 @@ def _describe_step(
     )
 
 
-def _why_pending(driver: str, state: StepState, view: View) -> str:
+def _why_pending(driver: str, state: StepState, view: View, is_dead: Callable[[str], bool]) -> str:
     where = f" on node {state.node}" if state.node else ""
     if view.driver(driver) is None:
         return f"waits for a driver named {driver}: none has ever registered"
@@ -69,11 +76,11 @@ def _why_pending(driver: str, state: StepState, view: View) -> str:
         it.record
         for it in view.instances()
         if it.record.driver == driver
-        and not (it.record.ended or it.record.gone)
+        and not is_dead(it.record.id)
         and (state.node is None or state.node in it.record.nodes)
     ]
     if not alive:
-        return f"waits for a {driver} process{where}: none is running"
+        return f"waits for a {driver} process{where}: none is running (gone for good? conveyor delete driver {driver})"
     return f"waits for a free {driver}{where}"
 
 

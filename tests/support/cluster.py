@@ -130,7 +130,7 @@ class Cluster:
         """The run as it is shown."""
         found = self.state.view.run(run_id)
         assert found is not None, f"there is no run {run_id}"
-        return describe_run(found.record, self.state.view)
+        return describe_run(found.record, self.state.view, is_dead=self.engine.liveness.is_dead)
 
     async def gone(self, type_: str, name: str) -> None:
         """Until the resource is removed."""

@@ -37,6 +37,9 @@ def run_of(*steps: StepState, **fields: Any) -> RunRecord:
     return RunRecord(**{"run_id": "r", "status": Status.ACCEPTED, "plan": PLAN, "steps": states, **base, **fields})
 
 
+NONE = "waits for a d process: none is running (gone for good? conveyor delete driver d)"
+
+
 def shown(run: RunRecord, records: Mapping[str, Model] | None = None, *, active: str | None = "r") -> Run:
     view = View(MemoryStore())
     entry = Entry(run_id=active, event="create", generation=1) if active else None
@@ -44,7 +47,12 @@ def shown(run: RunRecord, records: Mapping[str, Model] | None = None, *, active:
     known = {keys.resource("thing", "one"): resource, **(records or {})}
     for revision, (key, record) in enumerate(known.items(), 1):
         view.apply(Change(key, record.encode(), revision))
-    return describe_run(run, view)
+
+    def is_dead(instance_id: str) -> bool:
+        found = view.instance(instance_id)
+        return found is None or found.record.ended or bool(found.record.gone)
+
+    return describe_run(run, view, is_dead=is_dead)
 
 
 DRIVER = {keys.driver("d"): DriverRecord(name="d", types=("thing",))}
@@ -59,14 +67,22 @@ def living(**fields: Any) -> dict[str, Model]:
     ("state", "records", "message"),
     [
         (OPEN, {}, "waits for a driver named d: none has ever registered"),
-        (OPEN, DRIVER, "waits for a d process: none is running"),
-        (OPEN, {**DRIVER, **living(ended=True)}, "waits for a d process: none is running"),
-        (OPEN, {**DRIVER, **living(gone="x")}, "waits for a d process: none is running"),
+        (OPEN, DRIVER, NONE),
+        (
+            OPEN,
+            {**DRIVER, **living(ended=True)},
+            NONE,
+        ),
+        (
+            OPEN,
+            {**DRIVER, **living(gone="x")},
+            NONE,
+        ),
         (OPEN, {**DRIVER, **living()}, "waits for a free d"),
         (
             OPEN.model_copy(update={"node": "n9"}),
             {**DRIVER, **living()},
-            "waits for a d process on node n9: none is running",
+            "waits for a d process on node n9: none is running (gone for good? conveyor delete driver d)",
         ),
         (OPEN.model_copy(update={"node": "n9"}), {**DRIVER, **living(nodes=("n9",))}, "waits for a free d on node n9"),
     ],
@@ -119,5 +135,5 @@ def test_data_is_found_wherever_it_lies() -> None:
     kept = StepState(status=Status.SUCCEEDED, attempt=1, data_key="data.r.b.1.0")
     run = run_of(done, kept)
     assert [step.data for step in shown(run).steps] == [{"x": 1}, None]
-    assert describe_run(run, View(MemoryStore()), {"data.r.b.1.0": [2]}).steps[1].data == [2]
+    assert describe_run(run, View(MemoryStore()), {"data.r.b.1.0": [2]}, is_dead=lambda it: False).steps[1].data == [2]
     assert [step.name for step in shown(run).steps] == ["a", "Bee"]
