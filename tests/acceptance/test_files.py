@@ -32,7 +32,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "name-with-space": ({**GOOD, "name": "a b"}, "must be 1 to 128"),
     "name-with-slash": ({**GOOD, "name": "a/b"}, "must be 1 to 128"),
     "type-with-dot": ({**GOOD, "resource": "ci.build"}, "/resource: must be"),
-    "unknown-type": ({**GOOD, "resource": "nothing"}, "there is no resource definition named nothing"),
+    "unknown-type": ({**GOOD, "resource": "nothing"}, "there is no type nothing"),
     "unknown-pipeline": ({**GOOD, "pipeline": "nothing"}, "there is no pipeline named nothing"),
     "wrong-type": (
         "resource: ci-build\nname: x\nspec:\n  repository: r\n  commands: make\n",

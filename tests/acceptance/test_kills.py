@@ -100,14 +100,23 @@ async def test_kill_of_nats_server(build: tuple[Runtime, Client, Process, str]) 
 async def test_a_follower_misses_nothing_while_the_api_is_away(build: tuple[Runtime, Client, Process, str]) -> None:
     running, client, _, run_id = build
 
-    async def follow() -> list[LogLine]:
-        return [line async for line in client.follow_logs(run_id)]
+    followed: list[LogLine] = []
+    connected = asyncio.Event()
+
+    async def follow() -> None:
+        async for line in client.follow_logs(run_id):
+            followed.append(line)
+            connected.set()
 
     following = asyncio.create_task(follow())
+    async with asyncio.timeout(10):
+        await connected.wait()
     running.serve.kill()
+    before = len(followed)
     await running.start()
     async with asyncio.timeout(60):
-        followed = await following
+        await following
+    assert 0 < before < len(followed)
     assert [line.message for line in followed] == [line.message for line in await client.logs(run_id)]
 
 

@@ -25,7 +25,8 @@ docker_module: Any = docker
 
 def missing(what: str, reason: str) -> None:
     """Skip, or fail where this part is required."""
-    if what in os.environ.get("CONVEYOR_REQUIRE", "").split(","):
+    required = {part.strip().casefold() for part in os.environ.get("CONVEYOR_REQUIRE", "").split(",")}
+    if what in required:
         pytest.fail(f"{what} is required: {reason}")
     pytest.skip(f"no {what}: {reason}")
 

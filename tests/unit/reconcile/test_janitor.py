@@ -1,0 +1,111 @@
+"""Whose containers may go: rules 15 and 20, as a table. Only a positive answer of the store counts."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from conveyor_runtime.errors import BusUnavailable
+from conveyor_runtime.models import ENGINE, Claim, PlannedStep, RunRecord, Status, StepState, utc_now
+from conveyor_runtime.orchestra import NamespaceInfo, Orchestra, Owner
+from conveyor_runtime.reconcile.janitor import Janitor
+from conveyor_runtime.store import MemoryStore, Put, State, keys
+from tests.unit.reconcile.fakes import RUN
+
+HERE, ELSEWHERE = "n1", "n2"
+
+
+class Place:
+    """A backend with one namespace in it, and what became of it."""
+
+    name = "pretended"
+    node = HERE
+
+    def __init__(self, age: float) -> None:
+        created = utc_now() - timedelta(seconds=age)
+        owner = Owner(installation="i", run_id=RUN, step="s", attempt=1, takeover=0)
+        self._info = NamespaceInfo(ns="cv-i-x", run_id=RUN, created_at=created, owners=(owner,))
+        self.closed: list[str] = []
+
+    async def namespaces(self, installation: str) -> list[NamespaceInfo]:
+        return [self._info]
+
+    async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
+        self.closed.append(ns)
+
+
+def run(status: Status, *, ended: float | None = None, attempt: int = 1, takeover: int = 0) -> RunRecord:
+    finished: datetime | None = None if ended is None else utc_now() - timedelta(seconds=ended)
+    return RunRecord(
+        run_id=RUN,
+        type="thing",
+        name="one",
+        event="create",
+        generation=1,
+        status=status,
+        plan=(PlannedStep(id="s", driver="d"),),
+        steps={"s": StepState(attempt=attempt, takeover=takeover)},
+        created_at=utc_now(),
+        finished_at=finished,
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "claim", "age", "reaped"),
+    [
+        pytest.param(run(Status.RUNNING), None, 9999, False, id="its run lives"),
+        pytest.param(run(Status.SUCCEEDED, ended=5), None, 9999, False, id="ended a moment ago"),
+        pytest.param(run(Status.FAILED, ended=60), None, 9999, True, id="ended, grace over"),
+        pytest.param(None, None, 10, False, id="unknown but young"),
+        pytest.param(None, None, 120, True, id="unknown and old"),
+        pytest.param(run(Status.RUNNING, takeover=1), (1, HERE), 9999, False, id="taken over here"),
+        pytest.param(run(Status.RUNNING, takeover=1), (1, ELSEWHERE), 9999, True, id="taken over elsewhere"),
+        pytest.param(run(Status.RUNNING, takeover=1), None, 9999, False, id="taken over by nobody yet"),
+        pytest.param(run(Status.RUNNING, takeover=1), (1, None), 9999, False, id="claimed by the engine"),
+    ],
+)
+async def test_what_is_reaped(
+    record: RunRecord | None, claim: tuple[int, str | None] | None, age: float, reaped: bool
+) -> None:
+    state = State(MemoryStore())
+    if record is not None:
+        await state.commit(Put(keys.run(RUN), record))
+    if claim is not None:
+        takeover, node = claim
+        holder = ENGINE if node is None else "somebody"
+        await state.commit(
+            Put(keys.claim(RUN, "s", 1, takeover), Claim(instance=holder, node=node or ELSEWHERE, at=utc_now()))
+        )
+    place = Place(age)
+    await Janitor(state, cast(Orchestra, SimpleNamespace(backends=[place])), "i").round()
+    assert place.closed == (["cv-i-x"] if reaped else [])
+
+
+async def test_nothing_is_reaped_while_the_store_cannot_tell() -> None:
+    async def unreachable(run_id: str) -> Any:
+        raise BusUnavailable("away")
+
+    place = Place(9999)
+    state = cast(State, SimpleNamespace(run=unreachable))
+    await Janitor(state, cast(Orchestra, SimpleNamespace(backends=[place])), "i").round()
+    assert place.closed == []
+
+
+async def test_it_makes_its_first_round_at_once() -> None:
+    """What a killed process left must not wait for the next minute."""
+    looked = asyncio.Event()
+
+    class Counted(Place):
+        async def namespaces(self, installation: str) -> list[NamespaceInfo]:
+            looked.set()
+            return []
+
+    janitor = Janitor(State(MemoryStore()), cast(Orchestra, SimpleNamespace(backends=[Counted(0)])), "i")
+    task = asyncio.create_task(janitor.run())
+    async with asyncio.timeout(2):
+        await looked.wait()
+    task.cancel()
