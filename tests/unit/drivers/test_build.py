@@ -120,11 +120,12 @@ async def test_a_forged_result_leads_nowhere_else(started: Run) -> None:
     assert (await started.step("builder", commands=["true"])).success
 
 
-async def test_takeover_ends_what_the_earlier_one_left(started: Run) -> None:
+@pytest.mark.parametrize(("attempt", "takeover"), [(1, 1), (2, 0)], ids=["takeover", "retry"])
+async def test_who_comes_later_ends_what_the_earlier_one_left(started: Run, attempt: int, takeover: int) -> None:
     number = unique()
     earlier = asyncio.create_task(started.step("builder", commands=[f"(setsid sleep {number} &); sleep {number}"]))
     await until(lambda: len(sleeping(number)) == 2)
-    result = await started.step("builder", takeover=1, commands=["echo again"])
+    result = await started.step("builder", attempt, takeover, commands=["echo again"])
     assert result.success
     assert sleeping(number) == []
     with pytest.raises(TaskFailed):
@@ -133,9 +134,9 @@ async def test_takeover_ends_what_the_earlier_one_left(started: Run) -> None:
 
 async def test_a_worker_without_its_lease_starts_nothing(started: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(started, "context", _without_lease(started))
-    for driver in ("builder", "container-stop"):
+    for driver in ("builder", "container-stop", "git-cloner", "container-start"):
         with pytest.raises(RetryableError):
-            await started.step(driver, commands=["touch ran"])
+            await started.step(driver, commands=["touch ran"], repository="https://localhost/none.git")
     monkeypatch.undo()
     await started.step("builder", commands=["test ! -e ran"])
 

@@ -11,7 +11,7 @@ import pytest
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.engine.settle import Settler, next_record, run_puts, superseded
 from conveyor_runtime.engine.transitions import Transitions
-from conveyor_runtime.models import Entry, Resource, ResourceRecord, RunRecord, Status
+from conveyor_runtime.models import Entry, PlannedStep, Resource, ResourceRecord, RunRecord, Status, StepState
 from conveyor_runtime.store import MemoryStore, Put, State, View, keys
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -114,6 +114,7 @@ class World:
         self.store = MemoryStore()
         self.started: list[str] = []
         self.waits: list[float] = []
+        self.cancelled: list[str] = []
 
     async def settler(self) -> tuple[Settler, State]:
         view = View(self.store)
@@ -124,7 +125,7 @@ class World:
             Settler(
                 transitions,
                 start=self.started.append,
-                cancelled=lambda run: None,
+                cancelled=lambda run: self.cancelled.append(run.run_id),
                 later=lambda type_, name, seconds: self.waits.append(seconds),
             ),
             state,
@@ -208,3 +209,21 @@ async def test_a_superseded_run_ends_before_it_leaves_the_queue() -> None:
     assert (ended.record.status, ended.record.reason) == (Status.CANCELLED, "superseded by update3")
     after = await world.record()
     assert (after.active, after.queue) == (entry("create1"), (entry("update3"),))
+
+
+async def test_a_delete_cancels_the_active_run_and_its_workers_are_told_at_once() -> None:
+    """Rule 3."""
+    world = World()
+    plan = (PlannedStep(id="s", driver="d"),)
+    active = run_of("create1", Status.RUNNING, plan=plan, steps={"s": StepState(attempt=1, issue=1)})
+    await world.put(Put(keys.run("create1"), active))
+    await world.put(Put(keys.run("delete2"), run_of("delete2", Status.ACCEPTED, event="delete")))
+    record = owing("create1", "delete2", generation=1).model_copy(update={"deleting": True})
+    await world.put(Put(keys.resource("thing", "one"), record))
+    settler, state = await world.settler()
+    await settler.settle("thing", "one")
+    found = await state.run("create1")
+    assert found is not None
+    assert found.record.cancel is not None
+    assert world.cancelled == ["create1"]
+    assert (await world.record()).active == entry("create1")
