@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -55,23 +56,24 @@ def run(status: Status, *, ended: float | None = None, attempt: int = 1, takeove
 
 
 @pytest.mark.parametrize(
-    ("record", "claim", "age", "reaped"),
+    ("make", "claim", "age", "reaped"),
     [
-        pytest.param(run(Status.RUNNING), None, 9999, False, id="its run lives"),
-        pytest.param(run(Status.SUCCEEDED, ended=5), None, 9999, False, id="ended a moment ago"),
-        pytest.param(run(Status.FAILED, ended=60), None, 9999, True, id="ended, grace over"),
-        pytest.param(None, None, 10, False, id="unknown but young"),
-        pytest.param(None, None, 120, True, id="unknown and old"),
-        pytest.param(run(Status.RUNNING, takeover=1), (1, HERE), 9999, False, id="taken over here"),
-        pytest.param(run(Status.RUNNING, takeover=1), (1, ELSEWHERE), 9999, True, id="taken over elsewhere"),
-        pytest.param(run(Status.RUNNING, takeover=1), None, 9999, False, id="taken over by nobody yet"),
-        pytest.param(run(Status.RUNNING, takeover=1), (1, None), 9999, False, id="claimed by the engine"),
+        pytest.param(lambda: run(Status.RUNNING), None, 9999, False, id="its run lives"),
+        pytest.param(lambda: run(Status.SUCCEEDED, ended=5), None, 9999, False, id="ended a moment ago"),
+        pytest.param(lambda: run(Status.FAILED, ended=60), None, 9999, True, id="ended, grace over"),
+        pytest.param(lambda: None, None, 10, False, id="unknown but young"),
+        pytest.param(lambda: None, None, 120, True, id="unknown and old"),
+        pytest.param(lambda: run(Status.RUNNING, takeover=1), (1, HERE), 9999, False, id="taken over here"),
+        pytest.param(lambda: run(Status.RUNNING, takeover=1), (1, ELSEWHERE), 9999, True, id="taken over elsewhere"),
+        pytest.param(lambda: run(Status.RUNNING, takeover=1), None, 9999, False, id="taken over by nobody yet"),
+        pytest.param(lambda: run(Status.RUNNING, takeover=1), (1, None), 9999, False, id="claimed by the engine"),
     ],
 )
 async def test_what_is_reaped(
-    record: RunRecord | None, claim: tuple[int, str | None] | None, age: float, reaped: bool
+    make: Callable[[], RunRecord | None], claim: tuple[int, str | None] | None, age: float, reaped: bool
 ) -> None:
     state = State(MemoryStore())
+    record = make()  # now, not when the table was read: its times are relative
     if record is not None:
         await state.commit(Put(keys.run(RUN), record))
     if claim is not None:
