@@ -18,6 +18,7 @@ from conveyor_runtime.errors import BusError
 
 __all__ = [
     "DLQ",
+    "DUPLICATE_WINDOW",
     "LOGS",
     "MESSAGES",
     "RESULTS",
@@ -43,6 +44,9 @@ LOGS = "cv-logs"
 STATE = "KV_cv-state"
 DLQ = "cv-dlq"
 
+#: Seconds for which a stream knows the Msg-Ids it has stored.
+DUPLICATE_WINDOW = 120
+
 _DAY = 24 * 3600 * 10**9
 _NOT_FOUND = 10059
 _OVERLAP = 10065
@@ -54,7 +58,7 @@ _COMMON: dict[str, Any] = {
     "max_msgs": -1,
     "max_bytes": -1,
     "max_msg_size": -1,
-    "duplicate_window": 120 * 10**9,
+    "duplicate_window": DUPLICATE_WINDOW * 10**9,
     "allow_atomic": True,
 }
 

@@ -14,7 +14,7 @@ import uvicorn
 from conveyor_runtime.api import Services, create_app
 from conveyor_runtime.bus import Bus, Committer, Puller, Slots
 from conveyor_runtime.bus.consumers import ensure_consumer
-from conveyor_runtime.bus.streams import ensure_streams, is_foreign_engine
+from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STATE, ensure_streams, is_foreign_engine
 from conveyor_runtime.config import ApiSettings
 from conveyor_runtime.engine import Engine, Intake
 from conveyor_runtime.engine.sweep import Sweep
@@ -67,21 +67,21 @@ async def control_plane(bus: Bus, settings: ApiSettings) -> AsyncIterator[Contro
     Raises ConfigError if the address cannot be bound.
     """
     with _listen(settings) as listener:
-        committer = Committer(bus, "KV_cv-state")
-        messages = Committer(bus, "messages")
-        metrics.observe_committer("KV_cv-state", committer.stats)
-        metrics.observe_committer("messages", messages.stats)
+        committer = Committer(bus, STATE)
+        messages = Committer(bus, MESSAGES)
+        metrics.observe_committer(STATE, committer.stats)
+        metrics.observe_committer(MESSAGES, messages.stats)
         store = KvStore(bus, committer)
         view = View(store)
         state = State(store, view)
 
         async def make_consumer() -> None:
-            await ensure_consumer(bus, "cv-results", RESULTS_CONSUMER, filters=["pipelines.>"], max_ack_pending=20_000)
+            await ensure_consumer(bus, RESULTS, RESULTS_CONSUMER, filters=["pipelines.>"], max_ack_pending=20_000)
 
         await make_consumer()
         await state.ensure_meta()
         await view.start()
-        results = Puller(bus, "cv-results", RESULTS_CONSUMER, Slots(_SLOTS), on_missing=make_consumer)
+        results = Puller(bus, RESULTS, RESULTS_CONSUMER, Slots(_SLOTS), on_missing=make_consumer)
         engine = Engine(state, bus, messages, results)
         stop = asyncio.Event()
         services = Services(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pipelines
 from conveyor_runtime.bus import Committer
+from conveyor_runtime.bus.streams import LOGS, RESULTS, STATE
 from conveyor_runtime.client import Client
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.daemon.control import connect
@@ -31,7 +32,7 @@ async def work(driver: Driver, nats_url: str, settings: DriverSettings, api_url:
         driver = replace(driver, resources=settings.resources)
     settings = replace(settings, defaults=_merge(pipelines.defaults(), settings.defaults))
     bus = await connect(nats_url, name=f"conveyor-{driver.name}", patience=30.0)
-    committers = [Committer(bus, stream) for stream in ("KV_cv-state", "cv-results", "cv-logs")]
+    committers = [Committer(bus, stream) for stream in (STATE, RESULTS, LOGS)]
     orchestra = await Orchestra.open(settings.backend, native_root=settings.native_root) if driver.sandbox else None
     client = Client(api_url, token=token) if api_url else None
     try:

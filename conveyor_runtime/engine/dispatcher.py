@@ -29,8 +29,6 @@ from conveyor_runtime.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
-STREAM = "messages"
-
 
 class UndeliverableError(BusError):
     """The dispatch can never be published: it is too large for the bus."""
@@ -94,18 +92,14 @@ class Dispatcher:
         }
         if step.timeout is not None:
             headers[H_TIMEOUT] = str(step.timeout)
-        if state.node is not None:
-            subject = subjects.node_dispatch(step.driver, state.node, run.type)
-        else:
-            subject = subjects.step_dispatch(step.driver, run.type)
-        msg_id = dispatch_id(run, step, state, foreign=foreign)
         data = orjson.dumps(body)
         if len(data) + 1024 > self._bus.max_payload:
             raise UndeliverableError(
                 f"its dispatch is {len(data)} bytes, the bus takes {self._bus.max_payload};"
                 " let earlier steps report less data"
             )
-        return Message(subject, data, msg_id=msg_id, headers=headers)
+        msg_id = dispatch_id(run, step, state, foreign=foreign)
+        return Message(dispatch_subject(run, step, state), data, msg_id=msg_id, headers=headers)
 
     async def _payload(self, run: RunRecord, step: PlannedStep, state: StepState) -> Resource:
         """The pinned resource with what earlier steps reported, and with the numbers a foreign driver echoes."""
@@ -133,6 +127,13 @@ class Dispatcher:
             return done.data
         stored = await self._state.store.get(done.data_key)
         return orjson.loads(stored.value) if stored else None
+
+
+def dispatch_subject(run: RunRecord, step: PlannedStep, state: StepState) -> str:
+    """Where a step's dispatch goes: to any process of its driver, or to those on the node it must meet."""
+    if state.node is not None:
+        return subjects.node_dispatch(step.driver, state.node, run.type)
+    return subjects.step_dispatch(step.driver, run.type)
 
 
 def dispatch_id(run: RunRecord, step: PlannedStep, state: StepState, *, foreign: bool = False) -> str:

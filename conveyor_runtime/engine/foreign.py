@@ -10,10 +10,12 @@ import asyncio
 import logging
 from datetime import datetime, timedelta
 
-from conveyor_runtime.bus import Bus, subjects
+from conveyor_runtime.bus import Bus
 from conveyor_runtime.bus.consumers import list_consumers
 from conveyor_runtime.bus.messages import delete_message, next_by_subject
+from conveyor_runtime.bus.streams import DUPLICATE_WINDOW, MESSAGES
 from conveyor_runtime.engine import planner, steps
+from conveyor_runtime.engine.dispatcher import dispatch_id, dispatch_subject
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import InfrastructureError, RevisionConflict
 from conveyor_runtime.models import DriverRecord, PlannedStep, RunRecord, Status, StepState, is_name
@@ -21,11 +23,14 @@ from conveyor_runtime.store import Put, State, keys
 
 log = logging.getLogger(__name__)
 
-MESSAGES = "messages"
 _OURS = "cvpy-"
 
 #: Seconds a foreign driver may work on a step that names no timeout.
 DEFAULT_TIMEOUT = 3600.0
+
+#: Time after its issue was noted in which a second publication is surely told as one: the clocks of other machines
+#: differ, and publishing takes a moment.
+_SURELY_TOLD = timedelta(seconds=DUPLICATE_WINDOW - 30)
 
 #: Seconds between two looks when no advisory comes, and between looks at steps a foreign driver works on.
 _SCAN_PERIOD = 15.0
@@ -107,7 +112,7 @@ class ForeignSteps:
         now = self._transitions.now()
         if state.foreign_seq is None:
             return await self._note_sequence(run, step, state, now)
-        waiting = await self._is_waiting(run, step, state.foreign_seq)
+        waiting = await self._is_waiting(dispatch_subject(run, step, state), state.foreign_seq)
         if waiting and steps.cancel_applies(run, step):
             # Deleted before it was taken: nobody will work on it. If it is taken at this moment, the delete fails.
             if await delete_message(self._bus, MESSAGES, state.foreign_seq):
@@ -129,23 +134,22 @@ class ForeignSteps:
 
     async def _note_sequence(self, run: RunRecord, step: PlannedStep, state: StepState, now: datetime) -> RunRecord:
         """Find the stored dispatch by its Msg-Id; publish it again only while the server still tells duplicates."""
-        msg_id = f"{run.run_id}.{step.id}.{state.attempt}"
-        subject = subjects.step_dispatch(step.driver, run.type)
+        msg_id = dispatch_id(run, step, state, foreign=True)
+        subject = dispatch_subject(run, step, state)
         sequence = 1
         while (message := await next_by_subject(self._bus, MESSAGES, subject, sequence)) is not None:
             if message.headers.get("Nats-Msg-Id") == msg_id:
                 return await self._update(run, step, state, {"foreign_seq": message.seq})
             sequence = message.seq + 1
-        if state.issued_at is not None and now - state.issued_at < timedelta(seconds=90):
+        if state.issued_at is not None and now - state.issued_at < _SURELY_TOLD:
             receipts = await self._transitions.dispatcher.publish(run, [(step, state)])
             return await self._update(run, step, state, {"foreign_seq": receipts[0].seq})
         due = now + timedelta(seconds=step.timeout or DEFAULT_TIMEOUT)
         return await self._update(run, step, state, {"foreign_seq": 0, "due": due, "started_at": now})
 
-    async def _is_waiting(self, run: RunRecord, step: PlannedStep, sequence: int) -> bool:
+    async def _is_waiting(self, subject: str, sequence: int) -> bool:
         if sequence == 0:
             return False
-        subject = subjects.step_dispatch(step.driver, run.type)
         message = await next_by_subject(self._bus, MESSAGES, subject, sequence)
         return message is not None and message.seq == sequence
 

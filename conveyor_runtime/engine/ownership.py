@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 
 from conveyor_runtime.bus import Bus
-from conveyor_runtime.bus.streams import stream_info
+from conveyor_runtime.bus.streams import RESULTS, stream_info
 from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.liveness import Liveness
 from conveyor_runtime.engine.nodes import NODE_GONE, Nodes
@@ -20,8 +20,6 @@ from conveyor_runtime.store import Put, keys
 from conveyor_runtime.telemetry import metrics
 
 log = logging.getLogger(__name__)
-
-RESULTS = "cv-results"
 
 #: Seconds between two looks at whether the results that waited have been taken in.
 _FLUSH_POLL = 0.1

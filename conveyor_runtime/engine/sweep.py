@@ -16,10 +16,10 @@ from typing import Any
 from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import consumer_info
 from conveyor_runtime.bus.messages import next_by_subject
+from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.engine import planner, steps
-from conveyor_runtime.engine.dispatcher import dispatch_id
+from conveyor_runtime.engine.dispatcher import dispatch_id, dispatch_subject
 from conveyor_runtime.engine.engine import Engine
-from conveyor_runtime.engine.foreign import MESSAGES
 from conveyor_runtime.engine.purge import Purge
 from conveyor_runtime.errors import BusUnavailable, InfrastructureError, RevisionConflict
 from conveyor_runtime.models import PlannedStep, RunRecord, StepState
@@ -157,10 +157,9 @@ class Sweep:
         """Whether this very dispatch, by its Msg-Id, is among those that nobody was handed yet."""
         if state.node is not None:
             consumer = subjects.node_consumer(step.driver, state.node)
-            subject = subjects.node_dispatch(step.driver, state.node, run.type)
         else:
             consumer = subjects.driver_consumer(step.driver)
-            subject = subjects.step_dispatch(step.driver, run.type)
+        subject = dispatch_subject(run, step, state)
         if subject not in waiting:
             info = await consumer_info(self._bus, MESSAGES, consumer)
             waiting[subject] = _Waiting(int(info["delivered"]["stream_seq"]) + 1 if info else None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from conveyor_runtime.bus import Bus, Committer, Delivery, Puller, Slots, subjects
+from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.errors import BusUnavailable, InfrastructureError
 from conveyor_runtime.kit import identity
@@ -19,7 +20,7 @@ from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.invoke import Stop, Threads
 from conveyor_runtime.reconcile.janitor import Janitor
 from conveyor_runtime.reconcile.lease import Lease, LeaseLostError
-from conveyor_runtime.reconcile.registration import MESSAGES, Registration
+from conveyor_runtime.reconcile.registration import Registration
 from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import State
 

@@ -7,13 +7,12 @@ from datetime import timedelta
 
 from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import ensure_consumer, list_consumers
+from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.errors import ConfigError, RevisionConflict
 from conveyor_runtime.kit import identity
 from conveyor_runtime.models import Instance, utc_now
 from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.store import Put, State, keys
-
-MESSAGES = "messages"
 
 _ALIVE = timedelta(seconds=45)
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 
 from conveyor_runtime.bus import Bus, Committer, Message, StoredMsg, Tail, subjects
 from conveyor_runtime.bus.messages import last_by_subject
+from conveyor_runtime.bus.streams import STATE
 from conveyor_runtime.errors import BusUnavailable, RevisionConflict
 from conveyor_runtime.store.base import Change, Stored, Watch, Write
 
-STREAM = "KV_cv-state"
 _PREFIX = "$KV.cv-state."
 _OPERATION = "KV-Operation"
 
@@ -26,7 +26,7 @@ class KvStore:
         self._committer = committer
 
     async def get(self, key: str) -> Stored | None:
-        message = await last_by_subject(self._bus, STREAM, subjects.kv(key))
+        message = await last_by_subject(self._bus, STATE, subjects.kv(key))
         if message is None or _is_marker(message):
             return None
         return Stored(key, message.data, message.seq)
@@ -60,7 +60,7 @@ class KvStore:
         """The revisions, if every key holds exactly what we wrote."""
         revisions = []
         for write in unit:
-            message = await last_by_subject(self._bus, STREAM, subjects.kv(write.key))
+            message = await last_by_subject(self._bus, STATE, subjects.kv(write.key))
             value = None if message is None or _is_marker(message) else message.data
             if value != write.value:
                 return None
@@ -73,7 +73,7 @@ class KvStore:
         result = []
         for write in unit:
             if write.expect == 0:
-                message = await last_by_subject(self._bus, STREAM, subjects.kv(write.key))
+                message = await last_by_subject(self._bus, STATE, subjects.kv(write.key))
                 if message is not None and _is_marker(message):
                     write = Write(write.key, write.value, message.seq)
                     changed = True
@@ -81,7 +81,7 @@ class KvStore:
         return result if changed else None
 
     async def list(self, prefix: str) -> list[Stored]:
-        tail = Tail(self._bus, STREAM, f"{_PREFIX}{prefix}>", last_per_subject=True)
+        tail = Tail(self._bus, STATE, f"{_PREFIX}{prefix}>", last_per_subject=True)
         found: dict[str, Stored] = {}
         try:
             while (message := await _next_or_end(tail)) is not None:
@@ -95,7 +95,7 @@ class KvStore:
         return list(found.values())
 
     async def purge(self, prefix: str) -> None:
-        await self._bus.api(f"STREAM.PURGE.{STREAM}", {"filter": f"{_PREFIX}{prefix}>"})
+        await self._bus.api(f"STREAM.PURGE.{STATE}", {"filter": f"{_PREFIX}{prefix}>"})
 
     def watch(self) -> Watch:
         return _KvWatch(self._bus)
@@ -115,7 +115,7 @@ async def _next_or_end(tail: Tail) -> StoredMsg | None:
 
 class _KvWatch:
     def __init__(self, bus: Bus) -> None:
-        self._tail = Tail(bus, STREAM, _PREFIX + ">", last_per_subject=True)
+        self._tail = Tail(bus, STATE, _PREFIX + ">", last_per_subject=True)
 
     async def __aiter__(self) -> AsyncIterator[Change]:
         async for message in self._tail:

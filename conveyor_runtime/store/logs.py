@@ -10,10 +10,8 @@ from pydantic import ValidationError
 
 from conveyor_runtime.bus import Bus, StoredMsg, Tail, subjects
 from conveyor_runtime.bus.messages import last_by_subject
-from conveyor_runtime.bus.streams import stream_info
+from conveyor_runtime.bus.streams import LOGS, stream_info
 from conveyor_runtime.models import LogLine
-
-STREAM = "cv-logs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +31,9 @@ class LogStore:
     async def last_seq(self, run_id: str | None = None) -> int:
         """The sequence of a run's last line (None = of the stream); 0 = there is none."""
         if run_id is None:
-            info = await stream_info(self._bus, STREAM)
+            info = await stream_info(self._bus, LOGS)
             return int(info["state"]["last_seq"]) if info else 0
-        message = await last_by_subject(self._bus, STREAM, subjects.log(run_id))
+        message = await last_by_subject(self._bus, LOGS, subjects.log(run_id))
         return message.seq if message else 0
 
     async def read(self, run_id: str | None = None, *, after: int = 0) -> AsyncIterator[LogEntry]:
@@ -47,7 +45,7 @@ class LogStore:
 
     async def forget(self, run_id: str) -> None:
         """Remove the lines of a run."""
-        await self._bus.api(f"STREAM.PURGE.{STREAM}", {"filter": subjects.log(run_id)})
+        await self._bus.api(f"STREAM.PURGE.{LOGS}", {"filter": subjects.log(run_id)})
 
     def follow(self, run_id: str, ended: Awaitable[None], *, after: int = 0) -> LogFollower:
         """The lines of a run from `after` on, live, until the last one there is once `ended` is done."""
@@ -75,7 +73,7 @@ class LogFollower:
         self._seen: dict[tuple[str, str, str, int, int], int] = {}
 
     async def __aiter__(self) -> AsyncIterator[LogEntry]:
-        tail = Tail(self._bus, STREAM, self._subject, start_seq=self._at + 1)
+        tail = Tail(self._bus, LOGS, self._subject, start_seq=self._at + 1)
         messages = aiter(tail)
         ending = asyncio.ensure_future(self._find_end()) if self._ended is not None else None
         upcoming: asyncio.Task[StoredMsg] | None = None
