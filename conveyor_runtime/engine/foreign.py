@@ -14,7 +14,7 @@ from conveyor_runtime.bus import Bus
 from conveyor_runtime.bus.consumers import list_consumers
 from conveyor_runtime.bus.messages import delete_message, next_by_subject
 from conveyor_runtime.bus.streams import DUPLICATE_WINDOW, MESSAGES
-from conveyor_runtime.engine import planner, steps
+from conveyor_runtime.engine import steps
 from conveyor_runtime.engine.dispatcher import dispatch_id, dispatch_subject
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import InfrastructureError, RevisionConflict
@@ -107,29 +107,22 @@ class ForeignSteps:
 
     async def examine(self, run: RunRecord, step: PlannedStep, state: StepState) -> RunRecord:
         """The run after whatever this step's message and clock call for."""
+        end, now = self._transitions.end_step, self._transitions.now()
+        cancelled, untaken = steps.cancel_applies(run, step), "cancelled before a driver took it"
         if state.issue == 0:
-            return await self._end_if_cancelled(run, step, state)
-        now = self._transitions.now()
+            return await end(run, step, state, Status.CANCELLED, untaken) if cancelled else run
         if state.foreign_seq is None:
             return await self._note_sequence(run, step, state, now)
-        waiting = await self._is_waiting(dispatch_subject(run, step, state), state.foreign_seq)
-        if waiting and steps.cancel_applies(run, step):
+        if await self._is_waiting(dispatch_subject(run, step, state), state.foreign_seq):
             # Deleted before it was taken: nobody will work on it. If it is taken at this moment, the delete fails.
-            if await delete_message(self._bus, MESSAGES, state.foreign_seq):
-                return await self._end(run, step, state, Status.CANCELLED, "cancelled before a driver took it")
-            return run
-        if waiting:
+            if cancelled and await delete_message(self._bus, MESSAGES, state.foreign_seq):
+                return await end(run, step, state, Status.CANCELLED, untaken)
             return run
         if state.due is None:
             due = now + timedelta(seconds=step.timeout or DEFAULT_TIMEOUT)
             return await self._update(run, step, state, {"due": due, "started_at": now})
         if state.due <= now:
-            return await self._end(run, step, state, Status.TIMED_OUT, "no result came within its timeout")
-        return run
-
-    async def _end_if_cancelled(self, run: RunRecord, step: PlannedStep, state: StepState) -> RunRecord:
-        if steps.cancel_applies(run, step):
-            return await self._end(run, step, state, Status.CANCELLED, "cancelled before a driver took it")
+            return await end(run, step, state, Status.TIMED_OUT, "no result came within its timeout")
         return run
 
     async def _note_sequence(self, run: RunRecord, step: PlannedStep, state: StepState, now: datetime) -> RunRecord:
@@ -157,21 +150,10 @@ class ForeignSteps:
         self, run: RunRecord, step: PlannedStep, state: StepState, update: dict[str, object]
     ) -> RunRecord:
         def change(record: RunRecord) -> RunRecord:
-            current = record.steps.get(step.id)
-            if current is None or not current.open or current.attempt != state.attempt:
-                return record
-            return record.model_copy(update={"steps": {**record.steps, step.id: current.model_copy(update=update)}})
+            noted = record.steps[step.id].model_copy(update=update)
+            return record.model_copy(update={"steps": {**record.steps, step.id: noted}})
 
-        return await self._transitions.change(run.run_id, change) or run
-
-    async def _end(self, run: RunRecord, step: PlannedStep, state: StepState, status: Status, why: str) -> RunRecord:
-        def change(record: RunRecord) -> RunRecord:
-            current = record.steps.get(step.id)
-            if current is None or not current.open or current.attempt != state.attempt:
-                return record
-            return planner.end_step(record, step.id, status, why, self._transitions.now())
-
-        return await self._transitions.change(run.run_id, change) or run
+        return await self._transitions.change_step(run, step, state, change)
 
 
 def _type_of(subject: str, driver: str) -> str | None:

@@ -46,9 +46,10 @@ class Ownership:
         claim = await self._claim(run, step, state, self._why_end(run, step, state))
         if claim is None:
             return run
+        end = self._transitions.end_step
         if claim.instance == ENGINE:
             unrun = Status.SKIPPED if step.finally_ else Status.ERROR
-            return await self._end(run, step, state, Status.CANCELLED if cancelled else unrun, claim.why, None)
+            return await end(run, step, state, Status.CANCELLED if cancelled else unrun, claim.why)
         numbers = (run.run_id, step.id, state.attempt, state.takeover)
         dead = self._liveness.is_dead(claim.instance)
         if not dead and (claim.timed_out or not claim.given_up):
@@ -59,9 +60,9 @@ class Ownership:
             later(run.run_id, _FLUSH_POLL)
             return run
         if cancelled:
-            return await self._end(run, step, state, Status.CANCELLED, "its worker stopped", claim)
+            return await end(run, step, state, Status.CANCELLED, "its worker stopped", claim=claim)
         if claim.timed_out:
-            return await self._end(run, step, state, Status.TIMED_OUT, "it did not stop at its timeout", claim)
+            return await end(run, step, state, Status.TIMED_OUT, "it did not stop at its timeout", claim=claim)
         return await self._take_over(run, step, state, claim, died=dead and not claim.given_up)
 
     def _why_end(self, run: RunRecord, step: PlannedStep, state: StepState) -> str | None:
@@ -117,30 +118,7 @@ class Ownership:
             await self._transitions.dispatcher.keep_letter(run, step, state, too_often)
 
         def change(record: RunRecord) -> RunRecord:
-            if not _same(record, step.id, state):
-                return record
             fleet, now = self._transitions.fleet(), self._transitions.now()
             return planner.take_over(record, step.id, claim.node, died=died, fleet=fleet, now=now)
 
-        return await self._transitions.change(run.run_id, change) or run
-
-    async def _end(
-        self, run: RunRecord, step: PlannedStep, state: StepState, status: Status, why: str, claim: Claim | None
-    ) -> RunRecord:
-        def change(record: RunRecord) -> RunRecord:
-            if not _same(record, step.id, state):
-                return record
-            return planner.end_step(record, step.id, status, why, self._transitions.now(), claim=claim)
-
-        return await self._transitions.change(run.run_id, change) or run
-
-
-def _same(record: RunRecord, step_id: str, state: StepState) -> bool:
-    """Whether the step is still open at the attempt and takeover that were looked at."""
-    current = record.steps.get(step_id)
-    return (
-        current is not None
-        and not record.status.terminal
-        and current.open
-        and (current.attempt, current.takeover) == (state.attempt, state.takeover)
-    )
+        return await self._transitions.change_step(run, step, state, change)

@@ -24,10 +24,15 @@ def short(message: str) -> str:
 
 def awaits(run: RunRecord, result: StepResult) -> bool:
     """Whether this result belongs to an open step of the run, at its present attempt and takeover."""
-    state = run.steps.get(result.step)
-    if result.run_id != run.run_id or run.status.terminal or state is None or not state.open:
+    return result.run_id == run.run_id and is_open_at(run, result.step, result.attempt, result.takeover)
+
+
+def is_open_at(run: RunRecord, step_id: str, attempt: int, takeover: int) -> bool:
+    """Whether the step is open at just this attempt and takeover."""
+    state = run.steps.get(step_id)
+    if run.status.terminal or state is None or not state.open:
         return False
-    return (state.attempt, state.takeover) == (result.attempt, result.takeover)
+    return (state.attempt, state.takeover) == (attempt, takeover)
 
 
 def step_of(run: RunRecord, step_id: str) -> PlannedStep:

@@ -144,12 +144,12 @@ class Sweep:
                 continue
             log.info("step %s of run %s is issued again: its message is gone", step.id, run.run_id)
 
-            def change(record: RunRecord, step: PlannedStep = step, state: StepState = state) -> RunRecord:
-                if record.steps.get(step.id) != state:
+            def change(record: RunRecord, step_id: str = step.id, issue: int = state.issue) -> RunRecord:
+                if record.steps[step_id].issue != issue:
                     return record
-                return planner.reissue(record, step.id, self._transitions.fleet(), self._transitions.now())
+                return planner.reissue(record, step_id, self._transitions.fleet(), self._transitions.now())
 
-            await self._transitions.change(run.run_id, change)
+            await self._transitions.change_step(run, step, state, change)
 
     async def _still_waits(
         self, run: RunRecord, step: PlannedStep, state: StepState, waiting: dict[str, _Waiting]

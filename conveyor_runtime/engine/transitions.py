@@ -9,7 +9,7 @@ from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.dispatcher import Dispatcher, UndeliverableError
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.errors import RevisionConflict
-from conveyor_runtime.models import RunRecord, Status, utc_now
+from conveyor_runtime.models import Claim, PlannedStep, RunRecord, Status, StepState, utc_now
 from conveyor_runtime.store import Put, State, Versioned, keys
 from conveyor_runtime.telemetry import metrics
 
@@ -58,18 +58,39 @@ class Transitions:
             return await self.dispatch(after, steps.newly_issued(before, after))
         return None
 
-    async def dispatch(self, run: RunRecord, steps: steps.OpenSteps) -> RunRecord:
+    async def change_step(self, run: RunRecord, step: PlannedStep, state: StepState, change: Change) -> RunRecord:
+        """As `change`, for as long as the step is open at the attempt and takeover of `state`, which was looked at;
+        the run afterwards."""
+
+        def guarded(record: RunRecord) -> RunRecord:
+            return change(record) if steps.is_open_at(record, step.id, state.attempt, state.takeover) else record
+
+        return await self.change(run.run_id, guarded) or run
+
+    async def end_step(
+        self,
+        run: RunRecord,
+        step: PlannedStep,
+        state: StepState,
+        status: Status,
+        why: str,
+        *,
+        claim: Claim | None = None,
+    ) -> RunRecord:
+        """End the step by the engine's own word, as `planner.end_step`, under the guard of `change_step`."""
+
+        def end(record: RunRecord) -> RunRecord:
+            return planner.end_step(record, step.id, status, why, self.now(), claim=claim)
+
+        return await self.change_step(run, step, state, end)
+
+    async def dispatch(self, run: RunRecord, issued: steps.OpenSteps) -> RunRecord:
         """Publish the dispatches of these steps; a step whose dispatch can never leave becomes Error."""
-        for step, state in steps:
+        for step, state in issued:
             try:
                 await self.dispatcher.publish_or_leave(run, [(step, state)])
             except UndeliverableError as error:
-                why = str(error)
-
-                def end(record: RunRecord, step_id: str = step.id, why: str = why) -> RunRecord:
-                    return planner.end_step(record, step_id, Status.ERROR, why, self.now())
-
-                run = await self.change(run.run_id, end) or run
+                run = await self.end_step(run, step, state, Status.ERROR, str(error))
         return run
 
 
