@@ -64,12 +64,6 @@ class Document:
                 return None
         return found
 
-    def only(self, kind: Kind) -> Document:
-        """The document itself. Raises CliError if it is of another kind."""
-        if self.kind != kind:
-            raise invalid(self.locate(""), f"this is a {self.kind}, and a {kind} is needed here")
-        return self
-
 
 def invalid(where: str, what: str) -> CliError:
     """The error for a document that cannot be taken."""
