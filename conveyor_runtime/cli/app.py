@@ -4,38 +4,67 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from conveyor_runtime import __version__
-from conveyor_runtime.cli import delete, demo, doctor, resources, runs, serving, workers
 from conveyor_runtime.cli.connection import Globals
 from conveyor_runtime.cli.errors import EXIT_CODES, ExitCode, debugging, explain, say
+from conveyor_runtime.cli.installed import driver_names, summary_of
 
-__all__ = ["app", "run"]
+__all__ = ["app", "run", "version"]
 
 
 class _ReaderGone(Exception):
     """Whoever read our output has seen enough. Not an OSError: of those Typer makes an exit code of its own."""
 
 
+#: The built-in commands in the order of the help: where each is made, and the first sentence of its own help. Said
+#: here so that neither the help of all nor the use of one loads every other; a test compares the sentences.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "up": ("serving:up", "Run everything here: bus, API, engine and drivers."),
+    "serve": ("serving:serve", "Run the API and the engine only."),
+    "apply": ("resources:apply", "Make what is stored what a file says."),
+    "run": ("runs:run", "Apply the resource of a file and have its run."),
+    "get": ("resources:get", "List what there is, or print one of it."),
+    "describe": ("resources:describe", "Show all about one thing; of a resource, its runs too."),
+    "logs": ("runs:logs", "Print the log of a run."),
+    "cancel": ("runs:cancel", "Ask a run to end."),
+    "delete": ("delete:delete", "Delete a resource, pipeline, definition or driver."),
+    "doctor": ("doctor:doctor", "Check what the runtime needs; say how to mend it."),
+    "demo": ("demo:demo", "Build this project's own repository, start to end."),
+    "version": ("app:version", "Print the version."),
+    "driver": ("workers:driver_app", "Run a driver of your own, or list the installed ones."),
+}
+
+
 class Commands(TyperGroup):
-    """The built-in commands, then one per installed driver, made when it is asked for."""
+    """The built-in commands, then one per installed driver, each made when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names, in the order of the help."""
-        return [*self.commands, *(name for name in workers.driver_names() if name not in self.commands)]
+        return [*COMMANDS, *(name for name in driver_names() if name not in COMMANDS)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, or None."""
-        built_in = super().get_command(ctx, cmd_name)
-        if built_in is not None or cmd_name not in workers.driver_names():
-            return built_in
-        single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(cmd_name)(workers.driver_command(cmd_name))
-        return typer.main.get_command(single)
+        if cmd_name in COMMANDS:
+            module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+            return _made(cmd_name, getattr(import_module(f"conveyor_runtime.cli.{module}"), attribute))
+        if cmd_name not in driver_names():
+            return None
+        from conveyor_runtime.cli.workers import driver_command
+
+        return driver_command(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list of commands in the help; none of them is made for that."""
+        said = {name: sentence for name, (_, sentence) in COMMANDS.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, said.get(name) or summary_of(name)) for name in self.list_commands(ctx)])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
@@ -47,6 +76,14 @@ class Commands(TyperGroup):
             # How the library speaks of the check, not of what is wrong.
             error.message = error.message.removeprefix("Value error, ")
             raise
+
+
+def _made(name: str, of: typer.Typer | Callable[..., None]) -> Any:
+    if not isinstance(of, typer.Typer):
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(name)(of)
+        of = single
+    return typer.main.get_command(of)
 
 
 app = typer.Typer(
@@ -79,7 +116,7 @@ def root(
     token: Annotated[
         str, typer.Option("--token", metavar="TOKEN", envvar="CONVEYOR_TOKEN", help="Token of the API.")
     ] = "",
-    version: Annotated[
+    show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
@@ -91,28 +128,13 @@ def root(
     ctx.obj = Globals(api_url, token)
 
 
-def _version() -> None:
+def version() -> None:
     """Print the version.
 
     \b
     Example: conveyor version
     """
     _print_version(True)
-
-
-app.command("up")(serving.up)
-app.command("serve")(serving.serve)
-app.command("apply")(resources.apply)
-app.command("run")(runs.run)
-app.command("get")(resources.get)
-app.command("describe")(resources.describe)
-app.command("logs")(runs.logs)
-app.command("cancel")(runs.cancel)
-app.command("delete")(delete.delete)
-app.add_typer(workers.driver_app, name="driver")
-app.command("doctor")(doctor.doctor)
-app.command("demo")(demo.demo)
-app.command("version")(_version)
 
 
 def run() -> int:

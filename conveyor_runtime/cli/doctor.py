@@ -13,9 +13,9 @@ import typer
 from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import DEFAULT_API_URL, client_of, globals_of
 from conveyor_runtime.cli.errors import ExitCode, program
+from conveyor_runtime.cli.installed import driver_names
 from conveyor_runtime.cli.options import Format
 from conveyor_runtime.cli.output import colour, emit
-from conveyor_runtime.cli.workers import driver_names
 
 __all__ = ["Finding", "doctor"]
 

@@ -1,20 +1,19 @@
-"""Driver processes: a subcommand for each installed driver, `driver run` for a user's own, `driver list`.
-
-The subcommands are made from the entry points' names alone: no driver is imported before it is run.
-"""
+"""Driver processes: `driver run`, the same as a subcommand for each installed driver, `driver list`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import find_bus, globals_of
 from conveyor_runtime.cli.errors import CliError, ExitCode, debugging
+from conveyor_runtime.cli.installed import installed, summary_of
 from conveyor_runtime.cli.output import Column, emit
 
 if TYPE_CHECKING:
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
 
     from conveyor_runtime.reconcile import Driver
 
-__all__ = ["driver_app", "driver_command", "driver_names"]
-
-#: The loader's own, repeated so that naming the drivers does not load the whole SDK; a test compares them.
-GROUP = "conveyor.drivers"
+__all__ = ["driver_app", "driver_command"]
 
 NatsUrl = Annotated[
     str,
@@ -54,61 +50,19 @@ Defaults = Annotated[
         help="Per type, spec fields used where a resource leaves them out.",
     ),
 ]
-AllowFiles = Annotated[
-    bool,
-    typer.Option(
-        "--allow-file-repositories/--no-allow-file-repositories",
-        envvar="CONVEYOR_ALLOW_FILE_REPOSITORIES",
-        help="Whether file:// repositories may be cloned: every author of resources could then read this machine.",
-    ),
-]
 DriverApiUrl = Annotated[
     str,
     typer.Option("--api-url", metavar="URL", help="The API that the driver's own client talks to (CONVEYOR_API_URL)."),
 ]
 DriverToken = Annotated[str, typer.Option("--token", metavar="TOKEN", help="Token of that API (CONVEYOR_TOKEN).")]
 
+_HELP = """{summary}
 
-def driver_names() -> list[str]:
-    """Names of all installed drivers."""
-    return sorted(point.name for point in _installed())
+Any number of processes of it share the work, on any number of machines.
 
-
-@cache  # looking through all installed packages takes a while, and the help asks once per driver
-def _installed() -> Iterable[EntryPoint]:
-    from importlib.metadata import entry_points
-
-    return entry_points(group=GROUP)
-
-
-def driver_command(name: str) -> Callable[..., None]:
-    """The function behind `conveyor NAME`."""
-
-    def command(
-        ctx: typer.Context,
-        nats_url: NatsUrl = "",
-        concurrency: options.Concurrency = 4,
-        backend: options.Backend = "auto",
-        resources: Resources = "",
-        defaults: Defaults = "",
-        allow_file_repositories: AllowFiles = False,
-        native_root: options.NativeRoot = None,
-        api_url: DriverApiUrl = "",
-        token: DriverToken = "",
-        log_level: options.LogLevel = "info",
-        log_format: options.LogFormat = "text",
-    ) -> None:
-        _run(**{"name": name, **locals()})
-
-    command.__doc__ = f"""Run the installed driver {name} until Ctrl-C.
-
-    Any number of processes of it share the work, on any number of machines.
-
-    \b
-    Example: conveyor {name} --nats-url nats://user:password@bus:4222 --concurrency 8
-    """
-    return command
-
+\b
+Example: conveyor {name} --nats-url nats://user:password@bus:4222 --concurrency 8
+"""
 
 driver_app = typer.Typer(
     no_args_is_help=True,
@@ -129,7 +83,7 @@ def run(
     backend: options.Backend = "auto",
     resources: Resources = "",
     defaults: Defaults = "",
-    allow_file_repositories: AllowFiles = False,
+    allow_file_repositories: options.AllowFiles = False,
     native_root: options.NativeRoot = None,
     api_url: DriverApiUrl = "",
     token: DriverToken = "",
@@ -141,7 +95,34 @@ def run(
     \b
     Example: conveyor driver run deploy.py:driver --nats-url nats://user:password@bus:4222
     """
-    _run(**{"name": which, **{key: value for key, value in locals().items() if key != "which"}})
+    from conveyor_runtime.cli.serving import start_logging
+
+    start_logging(log_level, log_format)
+    from conveyor_runtime.config import DriverSettings
+    from conveyor_runtime.daemon import run_driver
+
+    settings = DriverSettings(
+        concurrency=concurrency,
+        backend=backend,
+        native_root=native_root,
+        allow_file_repositories=bool(allow_file_repositories),
+        resources=options.listed(resources),
+        defaults=_defaults(defaults),
+    )
+    given, driver, bus = globals_of(ctx), _load(which), find_bus(nats_url)
+    raise typer.Exit(run_driver(driver, bus, settings, api_url or given.api_url, token or given.token))
+
+
+def driver_command(name: str) -> TyperCommand:
+    """`conveyor NAME`: `driver run` with its argument given."""
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name, help=_HELP.format(summary=summary_of(name), name=name))(run)
+    command = typer.main.get_command(single)
+    assert isinstance(command, TyperCommand)
+    command.params = [parameter for parameter in command.params if parameter.name != "which"]
+    assert command.callback is not None
+    command.callback = partial(command.callback, which=name)
+    return command
 
 
 @driver_app.command("list")
@@ -153,7 +134,7 @@ def list_installed(output: options.Output = options.Format.TABLE) -> None:
     """
     rows = [
         {"name": point.name, "object": point.value, "package": _package(point)}
-        for point in sorted(_installed(), key=lambda point: point.name)
+        for point in sorted(installed(), key=lambda point: point.name)
     ]
     columns = [
         Column("NAME", lambda it: it["name"]),
@@ -165,39 +146,6 @@ def list_installed(output: options.Output = options.Format.TABLE) -> None:
 
 def _package(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else ""
-
-
-def _run(
-    name: str,
-    ctx: typer.Context,
-    nats_url: str,
-    concurrency: int,
-    backend: str,
-    resources: str,
-    defaults: str,
-    allow_file_repositories: bool,
-    native_root: Path | None,
-    api_url: str,
-    token: str,
-    log_level: str,
-    log_format: str,
-) -> None:
-    from conveyor_runtime.cli.serving import start_logging
-
-    start_logging(log_level, log_format)
-    from conveyor_runtime.config import DriverSettings
-    from conveyor_runtime.daemon import run_driver
-
-    settings = DriverSettings(
-        concurrency=concurrency,
-        backend=backend,
-        native_root=native_root,
-        allow_file_repositories=allow_file_repositories,
-        resources=options.listed(resources),
-        defaults=_defaults(defaults),
-    )
-    given, driver, bus = globals_of(ctx), _load(name), find_bus(nats_url)
-    raise typer.Exit(run_driver(driver, bus, settings, api_url or given.api_url, token or given.token))
 
 
 def _load(name: str) -> Driver:

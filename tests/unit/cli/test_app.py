@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from conveyor_runtime import __version__
 from conveyor_runtime.cli import app as app_module
-from conveyor_runtime.cli import workers
+from conveyor_runtime.cli import installed
 from conveyor_runtime.cli.app import app
 from conveyor_runtime.cli.errors import program
 from conveyor_runtime.orchestra.docker.demo_image import root_of, static_busybox
@@ -74,13 +74,21 @@ def test_the_root_help_names_exit_codes_and_drivers() -> None:
         assert part in text
 
 
+@pytest.mark.parametrize("command", _commands())
+def test_the_list_says_of_a_command_what_it_says_of_itself(command: str) -> None:
+    root = typer.main.get_command(app)
+    made = root.get_command(typer.Context(root), command)  # type: ignore[attr-defined]
+    own = made.get_short_help_str(200)
+    assert re.search(rf"^ +{command} +{re.escape(own)}$", _help(), re.MULTILINE)
+
+
 def test_a_short_help_is_never_cut_off() -> None:
     assert "..." not in _help().partition("Commands:")[2]
 
 
 def test_the_drivers_group_is_the_loaders() -> None:
-    assert loader.GROUP == workers.GROUP
-    assert workers.driver_names() == sorted(loader.installed_drivers())
+    assert loader.GROUP == installed.GROUP
+    assert installed.driver_names() == sorted(loader.installed_drivers())
 
 
 def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
