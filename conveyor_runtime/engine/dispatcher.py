@@ -23,6 +23,7 @@ from conveyor_runtime.models.message import (
     META_OUTPUT,
     META_RESULT,
     META_STEP,
+    encode_driver_result,
 )
 from conveyor_runtime.store import State, keep_dead_letter
 from conveyor_runtime.telemetry import metrics
@@ -107,26 +108,15 @@ class Dispatcher:
         metadata = dict(resource.metadata)
         for other in run.plan or ():
             done = run.steps.get(other.id)
-            if done is None or not done.status.terminal or done.instance is None:
+            if done is None or not done.reported:
                 continue
-            data = await self._data(run, done)
-            result = {
-                "success": done.status == "Succeeded",
-                "message": done.message,
-                "data": data,
-                "driver": other.driver,
-            }
-            metadata[META_RESULT + other.driver] = orjson.dumps(result).decode()
+            data = await self._state.step_data(done)
+            result = encode_driver_result(other.driver, done.status, done.message, data)
+            metadata[META_RESULT + other.driver] = result.decode()
             metadata[META_OUTPUT + other.id] = orjson.dumps(data).decode()
         metadata[META_STEP] = step.id
         metadata[META_ATTEMPT] = str(state.attempt)
         return resource.model_copy(update={"metadata": metadata})
-
-    async def _data(self, run: RunRecord, done: StepState) -> object:
-        if done.data_key is None:
-            return done.data
-        stored = await self._state.store.get(done.data_key)
-        return orjson.loads(stored.value) if stored else None
 
 
 def dispatch_subject(run: RunRecord, step: PlannedStep, state: StepState) -> str:

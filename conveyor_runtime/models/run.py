@@ -105,6 +105,11 @@ class StepState(Model):
         """Whether an attempt of it is under way (or waits for a worker)."""
         return self.attempt > 0 and self.status is Status.PENDING
 
+    @property
+    def reported(self) -> bool:
+        """Whether it ended by a result of its driver: without an instance, it was the engine that ended it."""
+        return self.status.terminal and self.instance is not None
+
 
 class Cancel(Model):
     """Who asked for the end of a run, and why."""

@@ -20,6 +20,7 @@ from conveyor_runtime.models import (
     ResourceDefinition,
     ResourceRecord,
     RunRecord,
+    StepState,
     utc_now,
 )
 from conveyor_runtime.store import keys
@@ -97,6 +98,13 @@ class State:
         if found is None:
             raise LookupError(f"the input of run {run.run_id} is not stored")
         return found.record
+
+    async def step_data(self, step: StepState) -> Any:
+        """What a step's driver reported, wherever it lies; None if it is stored no more."""
+        if step.data_key is None:
+            return step.data
+        stored = await self.store.get(step.data_key)
+        return orjson.loads(stored.value) if stored else None
 
     async def claim(self, run_id: str, step: str, attempt: int, takeover: int) -> Versioned[Claim] | None:
         """A claim, from the leader."""
