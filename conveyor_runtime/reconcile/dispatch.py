@@ -201,8 +201,14 @@ class Dispatch:
         return Invocation(deps.driver, payload, context, logger, deps.settings.kill_grace, deps.executor)
 
     def _complete(self, work: Work, result: Outcome, node: str, started: datetime) -> StepResult:
-        update = {"node": node, "instance": self.deps.lease.id, "started_at": started, "finished_at": utc_now()}
-        return work.result(self.deps.driver.name, result).model_copy(update=update)
+        return work.result(
+            self.deps.driver.name,
+            result,
+            node=node,
+            instance=self.deps.lease.id,
+            started_at=started,
+            finished_at=utc_now(),
+        )
 
     def _logger(self, work: Work) -> DriverLogger:
         return DriverLogger(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -43,8 +44,17 @@ class Work:
         """What names this attempt and takeover."""
         return (self.run_id, self.step, self.attempt, self.takeover)
 
-    def result(self, driver: str, outcome: Outcome) -> StepResult:
-        """The result of this attempt, still without place and times."""
+    def result(
+        self,
+        driver: str,
+        outcome: Outcome,
+        *,
+        node: str | None = None,
+        instance: str = "",
+        started_at: datetime | None = None,
+        finished_at: datetime | None = None,
+    ) -> StepResult:
+        """The result of this attempt: what became of it, where and when."""
         return StepResult(
             run_id=self.run_id,
             step=self.step,
@@ -57,6 +67,10 @@ class Work:
             exit_code=outcome.exit_code,
             retryable=outcome.retryable,
             requeue_after=outcome.requeue_after,
+            node=node,
+            instance=instance,
+            started_at=started_at,
+            finished_at=finished_at,
         )
 
 
