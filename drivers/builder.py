@@ -48,9 +48,10 @@ async def reconcile(
         if status.status != "success":
             raise TaskFailed(f"{which} {_how(status)}: {_shown(command)}", exit_code=status.exit_code)
     seconds = round(time.monotonic() - started, 3)
+    count = "1 command" if len(spec.commands) == 1 else f"{len(spec.commands)} commands"
     return DriverResult(
         success=True,
-        message=f"{len(spec.commands)} commands succeeded in {seconds:.1f} s",
+        message=f"{count} succeeded in {seconds:.1f} s",
         data={"commands": len(spec.commands), "exitCode": 0, "seconds": seconds},
     )
 
