@@ -146,7 +146,7 @@ class Invocation:
         if isinstance(error, ConveyorError):
             self.logger.error(result.message)
         else:
-            self.logger.error(outcome.where(error))
+            self.logger.error(outcome.where(error, below=__file__))
         return result
 
     def _of_stopped(self, call: asyncio.Future[object], why: Stop) -> Outcome | None:

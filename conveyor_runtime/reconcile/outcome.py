@@ -90,9 +90,16 @@ def of_bad_payload(error: ValidationError) -> Outcome:
     return Outcome(Status.FAILED, _short(f"the resource is not what this driver works on: {problems}"))
 
 
-def where(error: BaseException) -> str:
-    """The place in user code an exception came from, for the run's log."""
-    return "".join(traceback.format_exception(error)).rstrip()
+def where(error: BaseException, below: str) -> str:
+    """The place in user code an exception came from, for the run's log: its traceback without the frames down to the
+    last one in the file `below`, which called the user's code."""
+    told = traceback.TracebackException.from_exception(error)
+    link: traceback.TracebackException | None = told
+    while link is not None:
+        ours = [index for index, frame in enumerate(link.stack) if frame.filename == below]
+        del link.stack[: ours[-1] + 1 if ours else 0]
+        link = link.__cause__ or link.__context__
+    return "".join(told.format()).rstrip()
 
 
 def _wrong_with(data: object) -> str | None:

@@ -232,6 +232,28 @@ async def test_no_exception_escapes_or_is_lost(error: BaseException, is_async: b
     assert result is not None and result.status is Status.ERROR and result.retryable
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_traceback_begins_with_the_users_code(is_async: bool) -> None:
+    def sync(payload: str, event: str, run_id: str, logger: DriverLogger) -> None:
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise ValueError("oops") from error
+
+    async def in_loop(payload: str, event: str, run_id: str, logger: DriverLogger) -> None:
+        sync(payload, event, run_id, logger)
+
+    invocation = call(in_loop if is_async else sync)
+    committer = FakeCommitter()
+    invocation.logger = a_logger(committer)
+    await invocation.run()
+    await invocation.logger.flush()
+    frames = [text.split(", in ")[1] for text in committer.texts if text.startswith("  File ")]
+    assert frames == (["sync", "in_loop", "sync"] if is_async else ["sync", "sync"])
+    assert {"KeyError: 'first'", "ValueError: oops"} <= set(committer.texts)
+    await invocation.logger.close()
+
+
 async def test_cancelling_the_caller_ends_the_call() -> None:
     invocation = call(forever)
     running = asyncio.create_task(invocation.run())
