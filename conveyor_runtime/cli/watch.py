@@ -41,13 +41,21 @@ class LinePrinter:
         self._prefix = prefix
         self._timestamps = timestamps
         self._colours: dict[str, str] = {}
+        self._attempts: dict[str, tuple[int, int]] = {}
         self._width = max((len(step) for step in steps), default=0)
         for step in steps:
             self._colour(step)
 
     def print(self, line: LoggedLine) -> None:
-        """Print one line, at once."""
-        text = clean(line.message, keep_colour=self._file.isatty())
+        """Print one line, at once; before the first of another attempt or takeover of its step, one that says so."""
+        if line.attempt:
+            attempt = (line.attempt, line.takeover)
+            if attempt != self._attempts.get(line.step, (1, 0)):
+                self._print(line, _beginning(*attempt))
+            self._attempts[line.step] = attempt
+        self._print(line, clean(line.message, keep_colour=self._file.isatty()))
+
+    def _print(self, line: LoggedLine, text: str) -> None:
         if self._timestamps:
             at = line.at
             text = f"{at.isoformat(timespec='milliseconds') if at else '-'} {text}"
@@ -59,6 +67,14 @@ class LinePrinter:
 
     def _colour(self, step: str) -> str:
         return self._colours.setdefault(step, _COLOURS[len(self._colours) % len(_COLOURS)])
+
+
+def _beginning(attempt: int, takeover: int) -> str:
+    return (
+        f"-- attempt {attempt}, taken over by another worker ({takeover}) --"
+        if takeover
+        else f"-- attempt {attempt} --"
+    )
 
 
 async def watch(client: Client, run_id: str, file: TextIO, *, timestamps: bool = False) -> Run:

@@ -137,6 +137,23 @@ def test_log_lines_stand_behind_their_step() -> None:
     assert timed.getvalue() == "1970-01-01T00:00:00.000+00:00 x\n"
 
 
+def test_a_line_says_where_another_attempt_or_takeover_begins() -> None:
+    out = io.StringIO()
+    printer = LinePrinter(out, steps=("a", "b"))
+    for step, attempt, takeover in (("a", 1, 0), ("b", 1, 0), ("a", 2, 0), ("a", 2, 0), ("b", 1, 1), ("a", 2, 0)):
+        printer.print(LoggedLine(step=step, attempt=attempt, takeover=takeover, message="x"))
+    assert out.getvalue().splitlines() == [
+        "[a] x",
+        "[b] x",
+        "[a] -- attempt 2 --",
+        "[a] x",
+        "[a] x",
+        "[b] -- attempt 1, taken over by another worker (1) --",
+        "[b] x",
+        "[a] x",
+    ]
+
+
 def test_exit_codes_tell_how_a_run_ended() -> None:
     assert [int(exit_code_of(it)) for it in (Status.SUCCEEDED, Status.FAILED, Status.ERROR)] == [0, 1, 1]
     assert [int(exit_code_of(it)) for it in (Status.CANCELLED, Status.TIMED_OUT)] == [3, 4]
