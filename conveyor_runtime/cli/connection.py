@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from conveyor_runtime.cli.errors import CliError, ExitCode, say
+from conveyor_runtime.cli.errors import CliError, ExitCode, program, say
 
 if TYPE_CHECKING:
     from conveyor_runtime.client import Client
@@ -77,7 +77,7 @@ def find_bus(given: str) -> str:
         raise CliError(
             "no bus is known",
             "give --nats-url, or set CONVEYOR_NATS_URL,"
-            f" or run this in the folder where `conveyor up` runs (there is no {path} here)",
+            f" or run this in the folder where `{program()} up` runs (there is no {path} here)",
             code=ExitCode.USAGE,
         ) from None
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -54,9 +54,10 @@ def program() -> str:
     called = sys.argv[0]
     if called.endswith("__main__.py"):
         return f"{sys.executable} -m conveyor_runtime"
-    if not called.endswith("conveyor") or shutil.which("conveyor"):
-        return "conveyor"
-    return called
+    found = shutil.which("conveyor")
+    # Another installation on the path is not the one that was called.
+    on_path = found is not None and os.path.realpath(found) == os.path.realpath(called)
+    return "conveyor" if on_path or not called.endswith("conveyor") else called
 
 
 def debugging() -> bool:

@@ -8,7 +8,7 @@ import typer
 
 from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import ask
-from conveyor_runtime.cli.errors import CliError, ExitCode, explain, say
+from conveyor_runtime.cli.errors import CliError, ExitCode, explain, program, say
 from conveyor_runtime.cli.noun import NOUNS, Noun, RunFilter, find_noun, title_of, unknown_type
 from conveyor_runtime.cli.options import Format
 from conveyor_runtime.cli.output import Column, emit
@@ -139,7 +139,9 @@ def get(
               conveyor get ci-build hello -o yaml
     """
     if not type_:
-        raise typer.BadParameter(f"which TYPE? {NOUNS}, or a type of resources (`conveyor get definitions` lists them)")
+        raise typer.BadParameter(
+            f"which TYPE? {NOUNS}, or a type of resources (`{program()} get definitions` lists them)"
+        )
     word, name = split_target(type_, name)
     noun = find_noun(word)
     wanted = RunFilter(_statuses(status or []), of_type, of_name, pipeline, limit)

@@ -9,7 +9,7 @@ import typer
 
 from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import ask
-from conveyor_runtime.cli.errors import CliError, ExitCode, exit_code_of, say
+from conveyor_runtime.cli.errors import CliError, ExitCode, exit_code_of, program, say
 from conveyor_runtime.cli.noun import find_noun
 from conveyor_runtime.cli.options import Format
 from conveyor_runtime.cli.output import emit, plain
@@ -66,7 +66,7 @@ def run(
         started.append(run_id)
         if not watch:
             _show(await client.get_run(run_id), output)
-            say(f"follow it with: conveyor logs -f {run_id}")
+            say(f"follow it with: {program()} logs -f {run_id}")
             return ExitCode.SUCCESS
         return await _watch(client, run_id, output, timestamps=timestamps)
 
@@ -75,8 +75,8 @@ def run(
     except KeyboardInterrupt:
         if started and watch:
             say(f"\ndetached: run {started[0]} goes on")
-            say(f"  follow it again:  conveyor logs -f {started[0]}")
-            say(f"  cancel it:        conveyor cancel {started[0]}")
+            say(f"  follow it again:  {program()} logs -f {started[0]}")
+            say(f"  cancel it:        {program()} cancel {started[0]}")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
@@ -201,5 +201,5 @@ async def _find_run(client: Client, target: str) -> str:
     info = await client.get_resource(type_, name)
     run_id = info.active_run or info.last_run
     if not run_id:
-        raise CliError(target, "it has had no run yet", f"`conveyor describe {type_} {name}` says more")
+        raise CliError(target, "it has had no run yet", f"`{program()} describe {type_} {name}` says more")
     return run_id

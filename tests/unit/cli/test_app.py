@@ -162,7 +162,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
 
 def test_hints_print_the_command_as_it_was_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", [".venv/bin/conveyor", "doctor"])
-    assert program() == ".venv/bin/conveyor"
-    (tmp_path / "conveyor").touch(0o755)
+    called = tmp_path / "bin" / "conveyor"
+    called.parent.mkdir()
+    called.touch(0o755)
+    monkeypatch.setattr(sys, "argv", [str(called), "doctor"])
+    assert program() == str(called)
+    (tmp_path / "conveyor").touch(0o755)  # another installation
+    assert program() == str(called)
+    monkeypatch.setenv("PATH", str(called.parent))
     assert program() == "conveyor"
