@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Self, cast
 
 import nats.errors
@@ -55,6 +55,18 @@ class _Sink:
         except Exception:
             # An exception here would end the reading loop of the whole connection.
             log.exception("bus: a message handler failed", extra={"subject": msg.subject})
+
+
+async def _cancellable(call: Awaitable[None]) -> None:
+    """Await a call of the client, which swallows a cancellation that meets an answer: then raise it afterwards."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        await call
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 class Link:
@@ -111,26 +123,33 @@ class Link:
             log.debug("bus: %s", reasons[-1])
             del reasons[:-1]
 
+        connected = False
         try:
-            await self._nc.connect(
-                servers,
-                error_cb=on_error,
-                disconnected_cb=self._on_disconnected,
-                reconnected_cb=self._on_connected,
-                closed_cb=self._on_closed,
-                reconnect_to_server_handler=self._choose_server,
-                allow_reconnect=False,
-                max_reconnect_attempts=1,
-                reconnect_time_wait=0,
-                connect_timeout=3,
-                ping_interval=5,
-                max_outstanding_pings=2,
-                **options,
+            await _cancellable(
+                self._nc.connect(
+                    servers,
+                    error_cb=on_error,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_connected,
+                    closed_cb=self._on_closed,
+                    reconnect_to_server_handler=self._choose_server,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    connect_timeout=3,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    **options,
+                )
             )
+            connected = True
         except nats.errors.NoServersError:
             return reasons[-1] if reasons else "no server answers"
         except (OSError, nats.errors.Error, TimeoutError) as exc:
             return str(exc) or type(exc).__name__
+        finally:
+            if not connected:
+                await self._nc.close()  # the client leaves the socket open of a server that refused it
         # Only the first connect is ours to give up; from now on the client must never stop trying.
         self._nc.options["allow_reconnect"] = True
         self._nc.options["max_reconnect_attempts"] = -1
@@ -213,7 +232,7 @@ class Link:
     async def close(self) -> None:
         """Close for good. What was written before is sent first."""
         self._write_out()
-        await self._nc.close()
+        await _cancellable(self._nc.close())
 
     # -- frames ---------------------------------------------------------------------------------------------
 

@@ -183,7 +183,8 @@ class EmbeddedServer:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), grace)
+            async with asyncio.timeout(grace):
+                await process.wait()
         except TimeoutError:
             log.warning("bus: nats-server did not end within %g s; killing it", grace)
             with contextlib.suppress(ProcessLookupError):

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from conveyor_runtime.bus import ApiError, Bus, PayloadTooLarge
+from conveyor_runtime.bus import ApiError, Bus, EmbeddedServer, PayloadTooLarge
 from conveyor_runtime.bus.streams import LOGS, ensure_streams, stream_info
 from conveyor_runtime.errors import BusUnavailable
 from tests.conftest import StartServer
@@ -68,15 +68,41 @@ async def test_too_much_is_refused_before_it_closes_the_connection(bus: Bus) -> 
 
 
 async def test_a_cancelled_wait_does_not_disturb_the_connection(bus: Bus) -> None:
+    since = bus.connected_since
     stop = await bus.subscribe_core("mute", lambda msg: None)
-    for _ in range(20):
-        task = asyncio.create_task(bus.request("mute", timeout=5))
-        barrier = asyncio.create_task(bus.barrier())
-        await asyncio.sleep(0)
-        task.cancel()
-        barrier.cancel()
+    stop_echo = await bus.subscribe_core("ask", lambda msg: bus.publish_core(msg.reply, b"re:" + msg.data))
+    for number in range(20):
+        tasks = [
+            asyncio.create_task(bus.request("mute", timeout=5)),
+            asyncio.create_task(bus.request("ask", b"given up", timeout=5)),
+            asyncio.create_task(bus.barrier()),
+        ]
+        for _ in range(number % 4):
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert tasks[0].cancelled()
+        assert (await bus.request("ask", b"%d" % number)).data == b"re:%d" % number
     await bus.barrier()
+    assert bus.connected_since == since
     await stop()
+    await stop_echo()
+
+
+async def test_a_connect_that_is_cancelled_ends_whenever_that_comes(nats_server: EmbeddedServer) -> None:
+    """Also at the very moment of an answer, where the client swallows it: who waits for the end waits for ever."""
+    survived = 0
+    for number in range(100):
+        connecting = asyncio.create_task(Bus.connect(nats_server.url, name="test"))
+        for _ in range(number % 30):
+            await asyncio.sleep(0.0002 if number % 2 else 0)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        if not connecting.cancelled():
+            await connecting.result().close()
+            survived += connecting.cancelling()
+    assert survived == 0
 
 
 async def test_an_outage_is_told_and_healed(start_server: StartServer) -> None:
