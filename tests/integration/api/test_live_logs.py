@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from conveyor_runtime.bus import Bus
-from conveyor_runtime.bus.streams import ensure_streams
+from conveyor_runtime.bus.streams import LOGS, ensure_streams, list_consumers
 from conveyor_runtime.client import Client, NotFoundError, UnreachableError
 from conveyor_runtime.models import Status
 from conveyor_runtime.telemetry import metrics
@@ -111,8 +111,12 @@ async def test_a_websocket_that_goes_away_is_noticed(serving: Serving) -> None:
     run_id = await serving.begin()
     socket = await connect(f"{serving.url.replace('http', 'ws')}/logs/{run_id}")
     await until(lambda: followers("websocket") == 1)
+    await serving.line(run_id, "0")
+    await socket.recv()
+    assert len(await list_consumers(serving.bus, LOGS)) == 1
     await socket.close()
     await until(lambda: followers("websocket") == 0)
+    assert await list_consumers(serving.bus, LOGS) == [], "nothing reads on for a client that is gone"
 
 
 async def test_draining_closes_live_logs(serving: Serving, http: httpx2.AsyncClient) -> None:

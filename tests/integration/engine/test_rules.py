@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from conveyor_runtime.bus import EmbeddedServer, Message, Receipt
+from conveyor_runtime.bus import EmbeddedServer, Message, Receipt, StoredMsg, Tail
 from conveyor_runtime.bus.streams import stream_info
 from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.purge import Purge
 from conveyor_runtime.errors import BusUnavailable, RevisionConflict
 from conveyor_runtime.models import Claim, DriverResult, Resource, Status, utc_now
+from conveyor_runtime.models.message import H_REASON
 from conveyor_runtime.reconcile import Driver, DriverLogger
 from conveyor_runtime.reconcile.lease import SELF_FENCE, Lease, LeaseLostError
 from conveyor_runtime.store import LogStore, MemoryStore, Put, State, keys
@@ -28,6 +29,16 @@ async def messages(cluster: Cluster, stream: str) -> int:
     info = await stream_info(cluster.bus, stream)
     assert info is not None
     return int(info["state"]["messages"])
+
+
+async def only_letter(cluster: Cluster) -> StoredMsg:
+    """The dead letter there is, once it is kept."""
+    async with asyncio.timeout(10):
+        tail = Tail(cluster.bus, "cv-dlq", ">")
+        letter = await anext(tail)
+        await tail.aclose()
+    assert await messages(cluster, "cv-dlq") == 1
+    return letter
 
 
 async def test_a_run_still_waiting_its_turn_ends_unrun_when_cancelled(cluster: Cluster) -> None:
@@ -195,17 +206,26 @@ async def test_a_result_stays_on_the_bus_until_it_is_committed(
 @pytest.mark.parametrize("run_id", [b"a.b", b"*", b"a b", b"", b"x" * 200])
 async def test_a_result_of_no_possible_run_is_set_aside_and_holds_nothing_up(cluster: Cluster, run_id: bytes) -> None:
     """Rule 10, and the bound on poison: takeovers wait for results, so none may stay for ever."""
-    await cluster.bus.publish("pipelines.driver.result", b'{"event":"driver.result","run_id":"%s"}' % run_id)
+    sent = b'{"event":"driver.result","run_id":"%s"}' % run_id
+    await cluster.bus.publish("pipelines.driver.result", sent)
+    letter = await only_letter(cluster)
+    assert (letter.data, letter.headers["Cv-Subject"]) == (sent, "pipelines.driver.result")
+    assert letter.headers[H_REASON]
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    await cluster.add(recorder("a", []))
+    assert (await cluster.ended((await cluster.post("thing", "one", "p")).run_id)).status == "Succeeded"
     async with asyncio.timeout(5):
-        while await messages(cluster, "cv-results") or not await messages(cluster, "cv-dlq"):
+        while await messages(cluster, "cv-results"):
             await asyncio.sleep(0.01)
 
 
 async def test_a_result_as_large_as_the_bus_takes_is_set_aside_cut(cluster: Cluster) -> None:
-    await cluster.bus.publish("pipelines.driver.result", b"x" * (cluster.bus.max_payload - 200))
-    async with asyncio.timeout(10):
-        while not await messages(cluster, "cv-dlq"):
-            await asyncio.sleep(0.01)
+    size = cluster.bus.max_payload - 200
+    await cluster.bus.publish("pipelines.driver.result", b"x" * size)
+    letter = await only_letter(cluster)
+    assert set(letter.data) == {ord("x")} and size - 10_000 < len(letter.data) < size
+    assert letter.headers["Cv-Cut"] == f"{size} bytes, the first {len(letter.data)} are kept"
 
 
 async def test_a_lease_holds_25_seconds_from_the_sending_of_its_last_confirmed_renewal() -> None:

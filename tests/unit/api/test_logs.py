@@ -128,7 +128,10 @@ async def test_follow_one_driver(world: World, run_id: str) -> None:
 
 async def test_unknown_run(world: World) -> None:
     for path in ("/logs/none", "/logs/pipeline/none", "/logs/streams/d/none", "/logs/a.b"):
-        await world.get(path, 404)
+        problem = await world.get(path, 404)
+        assert path.rpartition("/")[2] in problem["detail"]
+    assert followers() == 0
+    assert not world.app.state.ends._waiting
 
 
 async def test_signs_of_life(world: World, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
