@@ -70,6 +70,13 @@ def next_record(record: ResourceRecord, ended: Mapping[str, RunRecord], now: dat
     return record.model_copy(update={**update, "active": active, "queue": queue})
 
 
+def may_requeue(record: ResourceRecord, run: RunRecord) -> bool:
+    """Whether the run its driver asked for is made: not for a cancelled run, nor where something newer is owed."""
+    if run.requeue_after is None or run.status is Status.CANCELLED:
+        return False
+    return run.event == "delete" or not (record.deleting or run.generation < record.generation)
+
+
 def _lost(record: ResourceRecord, entry: Entry, now: datetime) -> RunRecord:
     """What stands for a run that is named but not stored: without it the resource would wait for it for ever."""
     log.error("run %s of %s/%s is not stored and counts as ended", entry.run_id, record.type, record.name)
@@ -107,7 +114,6 @@ class Settler:
         """Do all that is due. `start(run_id)` is called for a run that became active, `later(type, name, seconds)` for
         one that will."""
         found = self._state.view.resource(type_, name) or await self._state.resource(type_, name)
-        requeued: tuple[str, Entry] | None = None
         while found is not None:
             record = found.record
             ended = await self._end_what_must(record)
@@ -117,18 +123,18 @@ class Settler:
                     return
                 found = await self._state.resource(type_, name)
                 continue
-            if active_run is not None and (requeued is None or requeued[0] != active_run.run_id):
-                again = await self._requeue(record, active_run)
-                requeued = (active_run.run_id, again) if again is not None else None
             after = next_record(record, ended, self._transitions.now())
-            if requeued is not None and active_run is not None:
-                # Only beside the entry that asked for it: if another engine took that out, it did this as well.
-                after = after.model_copy(update={"queue": (*after.queue, requeued[1])})
             if after is record:
                 self._plan_later(record)
                 return
+            puts = []
+            if active_run is not None and may_requeue(record, active_run):
+                again, due = await self._again(active_run)
+                entry = Entry(run_id=again.run_id, event=again.event, generation=again.generation, due=due)
+                after = after.model_copy(update={"queue": (*after.queue, entry)})
+                puts = run_puts(again)
             try:
-                await self._state.commit(Put(keys.resource(type_, name), after, found.revision))
+                await self._state.commit(*puts, Put(keys.resource(type_, name), after, found.revision))
             except RevisionConflict:
                 found = await self._state.resource(type_, name)
                 continue
@@ -159,16 +165,11 @@ class Settler:
                 ended[entry.run_id] = found.record
         return ended
 
-    async def _requeue(self, record: ResourceRecord, run: RunRecord) -> Entry | None:
-        """The run its driver asked for, written before the record names it."""
-        if run.requeue_after is None or run.status is Status.CANCELLED:
-            return None
-        if (record.deleting and run.event != "delete") or (
-            run.generation < record.generation and run.event != "delete"
-        ):
-            return None
+    async def _again(self, run: RunRecord) -> tuple[RunRecord, datetime]:
+        """The run that this one's driver asked for, and when. It is written with the record that takes this one out:
+        whichever engine does that does both."""
         now = self._transitions.now()
-        due = (run.finished_at or now) + timedelta(seconds=run.requeue_after)
+        due = (run.finished_at or now) + timedelta(seconds=run.requeue_after or 0)
         again = RunRecord(
             run_id=new_run_id(),
             type=run.type,
@@ -181,8 +182,7 @@ class Settler:
             plan=None if run.pipeline is None and run.event != "delete" else run.plan,
             created_at=now,
         )
-        await self._state.commit(*run_puts(again))
-        return Entry(run_id=again.run_id, event=again.event, generation=again.generation, due=due)
+        return again, due
 
     async def _remove(self, found: Versioned[ResourceRecord]) -> bool:
         """The deleted resource's record and its earlier versions; False if somebody else wrote meanwhile."""

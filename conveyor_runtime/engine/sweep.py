@@ -107,8 +107,8 @@ class Sweep:
         self._engine.look(run_id)
 
     async def _remove_orphan(self, found: Versioned[RunRecord]) -> bool:
-        """Remove a run that was never accepted; True if this was one: of a requeue that was never named, or written
-        by a version that wrote its resource after it."""
+        """Remove a run that was never accepted; True if this was one, of a version that wrote the resource after
+        it."""
         run = found.record
         if run.status != "Accepted" or self._transitions.now() - run.created_at < ORPHAN_AGE:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +13,7 @@ from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.engine.settle import Settler, next_record, run_puts, superseded
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.models import Entry, PlannedStep, Resource, ResourceRecord, RunRecord, Status, StepState
-from conveyor_runtime.store import MemoryStore, Put, State, View, keys
+from conveyor_runtime.store import MemoryStore, Put, State, View, Write, keys
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 SOON, PAST = NOW + timedelta(hours=1), NOW - timedelta(hours=1)
@@ -159,8 +160,26 @@ async def test_a_requeue_is_written_once_whoever_settles() -> None:
     record = await world.record()
     assert record.active is None
     [again] = record.queue
+    assert await world.stored_runs() == {"run.create1", f"run.{again.run_id}"}
     assert (again.event, again.due) == ("create", NOW + timedelta(seconds=60))
     assert world.waits[0] == 60.0
+
+
+async def test_a_requeue_and_the_record_that_names_it_are_one_commit() -> None:
+    """Rule 2: a process that dies between two writes leaves neither a run nobody owes nor an entry without a run."""
+    world = World()
+    await world.put(Put(keys.run("create1"), ended_asking()), Put(keys.resource("thing", "one"), owing("create1")))
+    settler, _ = await world.settler()
+    commit, units = world.store.commit, []
+
+    async def watch(unit: Sequence[Write], *, timeout: float = 10.0) -> list[int]:
+        units.append([write.key for write in unit])
+        return await commit(unit, timeout=timeout)
+
+    world.store.commit = watch  # type: ignore[method-assign]
+    await settler.settle("thing", "one")
+    [again] = (await world.record()).queue
+    assert units == [[f"run.{again.run_id}", "resource.thing.one"]]
 
 
 async def test_a_requeue_of_an_older_generation_is_superseded_unmade() -> None:
