@@ -53,6 +53,9 @@ class Liveness:
             self._seen[instance_id] = (found.revision, self._clock())
         if self.is_dead(instance_id):
             self._tell(instance_id)
+        else:
+            # Back, and its next death is news again.
+            self._told.discard(instance_id)
 
     def is_dead(self, instance_id: str) -> bool:
         """Whether its work may be given to another. `engine` never dies: any engine speaks for it."""

@@ -118,6 +118,9 @@ class Ownership:
             await self._transitions.dispatcher.keep_letter(run, step, state, too_often)
 
         def change(record: RunRecord) -> RunRecord:
+            # Asked last thing before the commit: reading what waits, or keeping a letter, took its time.
+            if not claim.given_up and not self._liveness.is_dead(claim.instance):
+                return record
             fleet, now = self._transitions.fleet(), self._transitions.now()
             return planner.take_over(record, step.id, claim.node, died=died, fleet=fleet, now=now)
 

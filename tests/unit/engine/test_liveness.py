@@ -37,6 +37,17 @@ async def test_a_renewal_starts_the_time_anew() -> None:
     assert not watcher.liveness.is_dead("i")
 
 
+async def test_who_came_back_and_falls_silent_again_is_told_of_again() -> None:
+    """Rule 11."""
+    watcher = Watcher()
+    told: list[str] = []
+    watcher.liveness.listen(told.append)
+    for _ in range(2):
+        await watcher.instance()
+        await watcher.pass_time(LEASE_SILENCE + 1)
+    assert told == ["i", "i"]
+
+
 async def test_a_reconnect_starts_the_time_anew_and_a_cut_off_observer_says_nothing() -> None:
     """Rule 11."""
     watcher = Watcher()

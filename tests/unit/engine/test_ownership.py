@@ -98,6 +98,21 @@ async def test_who_came_back_and_died_again_is_waited_for_anew(watcher: Watcher)
     assert (await examine(watcher)).steps["s"].takeover == 1
 
 
+async def test_who_renews_at_the_last_moment_is_not_taken_over_from(watcher: Watcher) -> None:
+    """Rule 8: its lease came back while the engine read what waits."""
+    await watcher.instance(ended=True)
+    await claim(watcher)
+    read = watcher.transitions.find
+
+    async def renewed(run_id: str) -> Any:
+        await watcher.instance()
+        return await read(run_id)
+
+    watcher.transitions.find = renewed  # type: ignore[method-assign]
+    run = await examine(watcher)
+    assert run.steps["s"].takeover == 0 and watcher.issued == []
+
+
 async def test_the_fifth_death_ends_it_with_a_dead_letter(watcher: Watcher) -> None:
     """Rule 8."""
     await watcher.instance(ended=True)
