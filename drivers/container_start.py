@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conveyor_runtime.errors import ImageNotFound, TerminalError
 from conveyor_runtime.models import DriverResult, Resource
-from conveyor_runtime.orchestra import Task
+from conveyor_runtime.orchestra import Task, sandboxes_of
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
 from drivers.sandboxes import SANDBOX, ContainerRef, owner_of, run_namespace
 from drivers.spec import TYPES, BuildSpec, backend_of
@@ -27,9 +27,9 @@ async def reconcile(
         logger.info(line)
 
     try:
-        await backend.prepare(task, progress)
-        context.ensure_current()
-        sandbox = await backend.start_sandbox(run_namespace(context), task, owner_of(context))
+        with await backend.prepare(task, progress):
+            context.ensure_current()
+            sandbox = await sandboxes_of(backend).start_sandbox(run_namespace(context), task, owner_of(context))
     except ImageNotFound as error:
         raise TerminalError(str(error)) from error
     where = f"{backend.name} sandbox {sandbox.id if is_native else sandbox.id[:12]}"

@@ -16,7 +16,7 @@ from conveyor_runtime.errors import Gone, TerminalError
 from conveyor_runtime.kit.lines import LineSplitter
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.models import DriverResult, Resource
-from conveyor_runtime.orchestra import Owner, Sandbox, Stream, Task
+from conveyor_runtime.orchestra import Owner, Sandbox, Stream, Task, sandboxes_of
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
 from drivers.git import CommitRefused, check_failure, configuration, environment
 from drivers.repositories import Repository, check_ref, is_commit, parse_repository
@@ -43,7 +43,7 @@ async def reconcile(
             context.ensure_current()
             await host.close_namespace(info.ns, grace=context.settings.kill_grace)
     context.ensure_current()
-    checkout = await host.start_sandbox(ns, Task(id=CHECKOUT), owner_of(context))
+    checkout = await sandboxes_of(host).start_sandbox(ns, Task(id=CHECKOUT), owner_of(context))
     try:
         git = Git(checkout, repository, logger, context, allow_files=allow_files)
         await asyncio.to_thread(git.set_up)

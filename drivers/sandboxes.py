@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from conveyor_runtime.errors import Gone, TerminalError
 from conveyor_runtime.models import Model, Resource
-from conveyor_runtime.orchestra import Backend, ExecTag, NamespaceInfo, Owner, Sandbox, namespace
+from conveyor_runtime.orchestra import Backend, ExecTag, NamespaceInfo, Owner, Sandbox, namespace, sandboxes_of
 from conveyor_runtime.reconcile import RunContext
 
 __all__ = [
@@ -106,7 +106,7 @@ async def enter(payload: Resource[Any], context: RunContext) -> Sandbox:
     if ref is None:
         raise TerminalError("there is no sandbox: a container-start step must come before this one")
     try:
-        sandbox = await ref.backend_in(context).get_sandbox(run_namespace(context), SANDBOX)
+        sandbox = await sandboxes_of(ref.backend_in(context)).get_sandbox(run_namespace(context), SANDBOX)
         if context.attempt > 1 or context.takeover > 0:
             before = (context.attempt, context.takeover)
             await sandbox.end_execs(context.step, before, grace=context.settings.kill_grace)

@@ -15,7 +15,7 @@ from conveyor_runtime.client import Client
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.daemon.control import connect
 from conveyor_runtime.kit.shutdown import on_signals
-from conveyor_runtime.orchestra import Orchestra
+from conveyor_runtime.orchestra import BackendSettings, Orchestra
 from conveyor_runtime.reconcile import Driver, DriverManager
 from conveyor_runtime.reconcile.manager import ManagerDeps
 from conveyor_runtime.store import KvStore, State
@@ -33,7 +33,8 @@ async def work(driver: Driver, nats_url: str, settings: DriverSettings, api_url:
     settings = replace(settings, defaults=_merge(pipelines.defaults(), settings.defaults))
     bus = await connect(nats_url, name=f"conveyor-{driver.name}", patience=30.0)
     committers = [Committer(bus, stream) for stream in (STATE, RESULTS, LOGS)]
-    orchestra = await Orchestra.open(settings.backend, native_root=settings.native_root) if driver.sandbox else None
+    backends = BackendSettings(native_root=settings.native_root)
+    orchestra = await Orchestra.open(settings.backend, backends) if driver.sandbox else None
     client = Client(api_url, token=token) if api_url else None
     try:
         state = State(KvStore(bus, committers[0]))

@@ -50,18 +50,21 @@ class Child:
         *,
         env: Mapping[str, str],
         cwd: Path | str | None = None,
+        stdin: int = DEVNULL,
         on_chunk: OnChunk,
     ) -> Self:
-        """Start it with exactly this environment and no stdin. Raises OSError if it cannot be executed.
+        """Start it with exactly this environment, and `stdin` (a descriptor, which stays open here) to read.
+
+        Raises OSError if it cannot be executed.
 
         `on_chunk` is awaited before more is read; its calls never overlap. A caller that is cancelled meanwhile still
         gets the child, and the cancellation right after, so that no child is lost half-way.
         """
-        return await hold(cls._start(argv, env, cwd, on_chunk))
+        return await hold(cls._start(argv, env, cwd, stdin, on_chunk))
 
     @classmethod
     async def _start(
-        cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path | str | None, on_chunk: OnChunk
+        cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path | str | None, stdin: int, on_chunk: OnChunk
     ) -> Self:
         pipes = [os.pipe(), os.pipe()]
         try:
@@ -69,7 +72,7 @@ class Child:
                 *argv,
                 env=dict(env),
                 cwd=cwd,
-                stdin=DEVNULL,
+                stdin=stdin,
                 stdout=pipes[0][1],
                 stderr=pipes[1][1],
                 start_new_session=True,

@@ -1,39 +1,78 @@
-"""Where containers run: one contract (`base`), its backends, and what is common to them.
+"""Where containers run: one contract, its backends, and what is common to them.
 
-This room knows nothing of resources, runs or the bus: it is told a namespace and an owner, and labels what it makes
-with them. Foreign exceptions (Docker's, the operating system's) are translated inside their backend.
+The contract is in `base` (what every backend has), `capabilities` (what some have), `task` (what goes in) and `status`
+(what comes out). This room knows nothing of resources, runs or the bus: it is told a namespace and an owner, and labels
+what it makes with them. Foreign exceptions (Docker's, the operating system's) are translated inside their backend.
 """
 
-from conveyor_runtime.orchestra.base import (
-    Backend,
-    ExecTag,
+from conveyor_runtime.orchestra.base import Backend, Container, Prepared, Progress, Volume
+from conveyor_runtime.orchestra.capabilities import Freezable, Measured, Sandbox, Sandboxes, VolumeCopy, sandboxes_of
+from conveyor_runtime.orchestra.janitor import reap
+from conveyor_runtime.orchestra.names import check_task_id, namespace, run_of
+from conveyor_runtime.orchestra.registry import BackendSettings, Orchestra
+from conveyor_runtime.orchestra.status import (
+    ContainerStatus,
     ExitStatus,
+    NamespaceInfo,
+    OnOutput,
+    OnStat,
+    Reason,
+    Stat,
+    Status,
+    Stream,
+)
+from conveyor_runtime.orchestra.task import (
+    ExecTag,
+    HostMount,
     Limits,
     Mount,
-    NamespaceInfo,
     Owner,
+    Port,
     PullPolicy,
-    Sandbox,
-    Stream,
+    RestartPolicy,
+    Stdin,
     Task,
-    namespace,
+    Tmpfs,
+    Ulimit,
 )
-from conveyor_runtime.orchestra.janitor import reap
-from conveyor_runtime.orchestra.registry import Orchestra
 
 __all__ = [
     "Backend",
+    "BackendSettings",
+    "Container",
+    "ContainerStatus",
     "ExecTag",
     "ExitStatus",
+    "Freezable",
+    "HostMount",
     "Limits",
+    "Measured",
     "Mount",
     "NamespaceInfo",
+    "OnOutput",
+    "OnStat",
     "Orchestra",
     "Owner",
+    "Port",
+    "Prepared",
+    "Progress",
     "PullPolicy",
+    "Reason",
+    "RestartPolicy",
     "Sandbox",
+    "Sandboxes",
+    "Stat",
+    "Status",
+    "Stdin",
     "Stream",
     "Task",
+    "Tmpfs",
+    "Ulimit",
+    "Volume",
+    "VolumeCopy",
+    "check_task_id",
     "namespace",
     "reap",
+    "run_of",
+    "sandboxes_of",
 ]

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from conveyor_runtime.errors import BackendError, TerminalError
-from conveyor_runtime.orchestra.base import ExecTag, ExitStatus
+from conveyor_runtime.orchestra.status import ExitStatus
+from conveyor_runtime.orchestra.task import ExecTag
 
 __all__ = [
     "EXEC_MARK",

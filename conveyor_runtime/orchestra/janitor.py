@@ -6,7 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from conveyor_runtime.errors import BackendError
-from conveyor_runtime.orchestra.base import Backend, NamespaceInfo
+from conveyor_runtime.orchestra.base import Backend
+from conveyor_runtime.orchestra.status import NamespaceInfo
 
 __all__ = ["IsDead", "reap"]
 

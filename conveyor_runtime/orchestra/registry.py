@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from conveyor_runtime.errors import BackendUnavailable, ConfigError, TerminalError
 from conveyor_runtime.orchestra.base import Backend
 
-__all__ = ["BUILT_IN", "BackendSettings", "Factory", "Orchestra", "Registry"]
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "BackendSettings", "Factory", "Orchestra", "Registry", "installed"]
 
 logger = logging.getLogger(__name__)
+
+ENTRY_POINTS = "conveyor.backends"
+"""Entry point group of third parties' backends: a name, and the `module:attribute` of its factory."""
+
+_AUTO = ("docker", "native")
 
 
 @dataclass(frozen=True)
 class BackendSettings:
-    """What a backend may be told. A backend takes what concerns it."""
+    """What the operator tells the backends. Each takes what concerns it."""
 
     native_root: Path | None = None
     """Directory of the native backend; None = `/var/tmp/conveyor-<uid>`."""
+    host_paths: tuple[Path, ...] = ()
+    """Paths of the backend's machine that tasks may mount, and all below them. None listed, none allowed."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What a third party's backend wants to know."""
 
 
 Factory = Callable[[BackendSettings], Awaitable[Backend]]
@@ -31,12 +42,15 @@ Factory = Callable[[BackendSettings], Awaitable[Backend]]
 class Registry:
     """Backends by name. The names given are all there are: the allow-list."""
 
-    def __init__(self, entries: Iterable[tuple[str, Factory]]) -> None:
-        """Raises `ConfigError` for a name that comes twice."""
-        self._factories: dict[str, Factory] = {}
+    def __init__(self, entries: Iterable[tuple[str, Factory | str]]) -> None:
+        """An entry is a name with a factory, or with the `module:attribute` where one is found when it is needed.
+
+        Raises `ConfigError` for a name that comes twice.
+        """
+        self._factories: dict[str, Factory | str] = {}
         for name, factory in entries:
             if name in self._factories:
-                raise ConfigError(f"backend {name!r} is registered twice; there are {self.names}")
+                raise ConfigError(f"backend {name!r} is registered twice; there are {', '.join(self.names)}")
             self._factories[name] = factory
 
     @property
@@ -44,28 +58,39 @@ class Registry:
         """All that can be asked for."""
         return sorted(self._factories)
 
+    def only(self, names: Iterable[str]) -> Registry:
+        """Those of the backends that are named. Raises `ConfigError` for an unknown or repeated name."""
+        return Registry([(name, self._factory(name)) for name in names])
+
     async def open(self, name: str, settings: BackendSettings) -> Backend:
-        """Raises `ConfigError` for an unknown name, and what the factory raises."""
-        factory = self._factories.get(name)
-        if factory is None:
+        """Raises `ConfigError` for an unknown name or one whose code cannot be loaded, and what the factory raises."""
+        factory = self._factory(name)
+        return await (_load(name, factory) if isinstance(factory, str) else factory)(settings)
+
+    def _factory(self, name: str) -> Factory | str:
+        if name not in self._factories:
             raise ConfigError(f"there is no backend {name!r}; there are {', '.join(self.names)}")
-        return await factory(settings)
+        return self._factories[name]
 
 
-async def _docker(_: BackendSettings) -> Backend:
-    # Here and not on top: a process that only runs native work need not load the Docker client.
-    from conveyor_runtime.orchestra.docker import DockerBackend
-
-    return await DockerBackend.open()
-
-
-async def _native(settings: BackendSettings) -> Backend:
-    from conveyor_runtime.orchestra.native import NativeBackend
-
-    return NativeBackend(settings.native_root)
+# By name and not imported on top: a process that only runs native work need not load the Docker client.
+_ENTRIES: list[tuple[str, Factory | str]] = [
+    (name, f"conveyor_runtime.orchestra.{name}:open_backend") for name in ("docker", "mock", "native", "qemu")
+]
+BUILT_IN = Registry(_ENTRIES)
 
 
-BUILT_IN = Registry([("docker", _docker), ("native", _native)])
+def installed() -> Registry:
+    """The built-in backends and those of third parties. Raises `ConfigError` if two have the same name."""
+    return Registry([*_ENTRIES, *((found.name, found.value) for found in entry_points(group=ENTRY_POINTS))])
+
+
+def _load(name: str, place: str) -> Factory:
+    module, _, attribute = place.partition(":")
+    try:
+        return cast(Factory, getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"backend {name!r} cannot be loaded from {place}: {error}") from error
 
 
 class Orchestra:
@@ -79,25 +104,31 @@ class Orchestra:
 
     @classmethod
     async def open(
-        cls, choice: str = "auto", *, native_root: Path | None = None, registry: Registry = BUILT_IN
+        cls, choice: str = "auto", settings: BackendSettings | None = None, *, registry: Registry | None = None
     ) -> Self:
-        """Open the chosen backend, or with `auto` docker (when its daemon answers) and native.
+        """Open the chosen backends: one name, several with commas (the first is the default), or `auto`: docker (when
+        its daemon answers) and native.
 
-        With `auto` the default is docker where there is one. Raises `ConfigError` for an unknown name and
-        `BackendUnavailable` when the one chosen does not answer.
+        `registry` is all that is `installed`, unless given. Raises `ConfigError` for an unknown name and
+        `BackendUnavailable` when one that was chosen does not answer.
         """
-        settings = BackendSettings(native_root=native_root)
-        host = await registry.open("native", settings)
-        if choice == "native":
-            return cls({"native": host}, "native", host)
+        settings = settings or BackendSettings()
+        registry = registry or installed()
+        names = [name.strip() for name in choice.split(",")]
         if choice != "auto":
-            return cls({choice: await registry.open(choice, settings)}, choice, host)
-        backends = {"native": host}
-        try:
-            backends["docker"] = await registry.open("docker", settings)
-        except BackendUnavailable as error:
-            logger.debug("no docker here, native only: %s", error, extra={"action": "backend_absent"})
-        return cls(backends, "docker" if "docker" in backends else "native", host)
+            registry.only(names)  # says what is wrong before anything is opened
+        host = await registry.open("native", settings)
+        backends: dict[str, Backend] = {}
+        for name in _AUTO if choice == "auto" else names:
+            try:
+                backends[name] = host if name == "native" else await registry.open(name, settings)
+            except BackendUnavailable as error:
+                if choice != "auto":
+                    for backend in {host, *backends.values()}:
+                        await backend.close()
+                    raise
+                logger.debug("no %s here: %s", name, error, extra={"action": "backend_absent"})
+        return cls(backends, next(iter(backends)), host)
 
     @property
     def host(self) -> Backend:

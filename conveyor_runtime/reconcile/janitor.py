@@ -10,8 +10,7 @@ from functools import partial
 
 from conveyor_runtime.errors import InfrastructureError
 from conveyor_runtime.models import ENGINE, utc_now
-from conveyor_runtime.orchestra import NamespaceInfo, Orchestra, reap
-from conveyor_runtime.orchestra.base import Backend, Owner
+from conveyor_runtime.orchestra import Backend, NamespaceInfo, Orchestra, Owner, reap
 from conveyor_runtime.store import State
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import uvloop
 
-from conveyor_runtime.orchestra import Backend, ExecTag, ExitStatus, Owner, Sandbox, Stream, Task, namespace
+from conveyor_runtime.orchestra import Backend, ExecTag, ExitStatus, Owner, Sandbox, Sandboxes, Stream, Task, namespace
 from conveyor_runtime.orchestra.docker import DockerBackend
 from conveyor_runtime.orchestra.native import NativeBackend
 from tests.support.docker import busybox, docker_engine
@@ -51,17 +51,21 @@ class Said:
                 await self.news.wait()
 
 
+class SandboxBackend(Backend, Sandboxes, Protocol):
+    """What these tests need."""
+
+
 class Place:
     """A backend, and what a test needs to use it without knowing which one it is."""
 
-    def __init__(self, open_backend: Callable[[], Awaitable[Backend]], image: str) -> None:
+    def __init__(self, open_backend: Callable[[], Awaitable[SandboxBackend]], image: str) -> None:
         self._open = open_backend
-        self._opened: list[Backend] = []
+        self._opened: list[SandboxBackend] = []
         self._used: set[str] = set()
         self.image = image
         self.installation = f"t{secrets.token_hex(4)}"
 
-    async def open(self) -> Backend:
+    async def open(self) -> SandboxBackend:
         """A backend object of its own, as another process would have it."""
         backend = await self._open()
         self._opened.append(backend)
@@ -86,7 +90,7 @@ class Place:
             await backend.close()
 
 
-async def _native(root: Path) -> Backend:
+async def _native(root: Path) -> SandboxBackend:
     return NativeBackend(root)
 
 
@@ -100,7 +104,7 @@ async def native_place(tmp_path: Path) -> AsyncIterator[Place]:
 
 @pytest.fixture
 async def docker_place(busybox: str) -> AsyncIterator[Place]:
-    async def open_backend() -> Backend:
+    async def open_backend() -> SandboxBackend:
         return await DockerBackend.open()
 
     place = Place(open_backend, image=busybox)
@@ -116,12 +120,12 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 
 @pytest.fixture
-async def backend(place: Place) -> Backend:
+async def backend(place: Place) -> SandboxBackend:
     return place._opened[0]
 
 
 @pytest.fixture
-async def sandbox(place: Place, backend: Backend) -> Sandbox:
+async def sandbox(place: Place, backend: SandboxBackend) -> Sandbox:
     return await backend.start_sandbox(place.ns(), place.task(), place.owner())
 
 

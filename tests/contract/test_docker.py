@@ -11,7 +11,7 @@ import pytest
 from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, ImageNotFound, TerminalError
 from conveyor_runtime.orchestra import ExecTag, Limits, Mount, Task
 from conveyor_runtime.orchestra.docker import DockerBackend
-from tests.contract.conftest import Place, run, sleeping, unique, until
+from tests.contract.conftest import Place, Said, run, sleeping, unique, until
 
 pytestmark = pytest.mark.docker
 
@@ -100,8 +100,9 @@ async def test_zombies_are_reaped(docker_place: Place) -> None:
 
 async def test_removed_from_outside_is_gone(docker_place: Place, docker_engine: Any) -> None:
     sandbox = await started(docker_place)
-    running = asyncio.create_task(run(sandbox, "sleep 1000"))
-    await asyncio.sleep(0.3)
+    said = Said()
+    running = asyncio.create_task(run(sandbox, "echo up; sleep 1000", said=said))
+    await said.until(b"up")
     docker_engine.remove_container(sandbox.id, force=True)
     with pytest.raises(Gone):
         async with asyncio.timeout(20):

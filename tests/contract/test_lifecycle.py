@@ -8,17 +8,16 @@ import re
 import pytest
 
 from conveyor_runtime.errors import Gone, TerminalError
-from conveyor_runtime.orchestra import Backend, Sandbox, Task, namespace, reap
-from conveyor_runtime.orchestra.base import NamespaceInfo
-from tests.contract.conftest import TAG, Place, Said, run, sleeping, unique, until
+from conveyor_runtime.orchestra import NamespaceInfo, Sandbox, Task, namespace, reap
+from tests.contract.conftest import TAG, Place, Said, SandboxBackend, run, sleeping, unique, until
 
 
-async def test_node_is_a_token_of_a_subject(backend: Backend) -> None:
+async def test_node_is_a_token_of_a_subject(backend: SandboxBackend) -> None:
     assert re.fullmatch(rf"{backend.name}-[A-Za-z0-9_-]+", backend.node)
     assert len(backend.node) <= 128
 
 
-async def test_start_twice_is_the_same_sandbox(place: Place, backend: Backend) -> None:
+async def test_start_twice_is_the_same_sandbox(place: Place, backend: SandboxBackend) -> None:
     first = await backend.start_sandbox(place.ns(), place.task(), place.owner())
     await run(first, "echo kept > file")
     again = await (await place.open()).start_sandbox(place.ns(), place.task(), place.owner())
@@ -46,19 +45,19 @@ async def test_get_from_another_backend_object(place: Place, sandbox: Sandbox) -
     assert (await run(found, "true"))[0].status == "success"
 
 
-async def test_environment_of_the_task_is_kept(place: Place, backend: Backend) -> None:
+async def test_environment_of_the_task_is_kept(place: Place, backend: SandboxBackend) -> None:
     await backend.start_sandbox(place.ns(), place.task(env={"GREETING": "a 'b' \"c\"\nd=e"}), place.owner())
     found = await (await place.open()).get_sandbox(place.ns(), "sandbox")
     _, said = await run(found, 'printf %s "$GREETING"')
     assert said.stdout == b"a 'b' \"c\"\nd=e"
 
 
-async def test_what_was_never_started_is_gone(place: Place, backend: Backend) -> None:
+async def test_what_was_never_started_is_gone(place: Place, backend: SandboxBackend) -> None:
     with pytest.raises(Gone):
         await backend.get_sandbox(place.ns(), "sandbox")
 
 
-async def test_closed_is_gone(place: Place, backend: Backend, sandbox: Sandbox) -> None:
+async def test_closed_is_gone(place: Place, backend: SandboxBackend, sandbox: Sandbox) -> None:
     await backend.close_namespace(place.ns())
     with pytest.raises(Gone):
         await backend.get_sandbox(place.ns(), "sandbox")
@@ -66,14 +65,14 @@ async def test_closed_is_gone(place: Place, backend: Backend, sandbox: Sandbox) 
         await run(sandbox, "true")
 
 
-async def test_close_twice_and_of_nothing(place: Place, backend: Backend, sandbox: Sandbox) -> None:
+async def test_close_twice_and_of_nothing(place: Place, backend: SandboxBackend, sandbox: Sandbox) -> None:
     await asyncio.gather(backend.close_namespace(place.ns()), backend.close_namespace(place.ns()))
     await backend.close_namespace(place.ns())
     await backend.close_namespace(place.ns("never"))
     assert await backend.namespaces(place.installation) == []
 
 
-async def test_start_again_after_close_is_fresh(place: Place, backend: Backend, sandbox: Sandbox) -> None:
+async def test_start_again_after_close_is_fresh(place: Place, backend: SandboxBackend, sandbox: Sandbox) -> None:
     await run(sandbox, "echo old > file")
     await backend.close_namespace(place.ns())
     fresh = await backend.start_sandbox(place.ns(), place.task(), place.owner())
@@ -81,7 +80,7 @@ async def test_start_again_after_close_is_fresh(place: Place, backend: Backend, 
     assert said.stdout == b""
 
 
-async def test_close_ends_what_runs(place: Place, backend: Backend, sandbox: Sandbox) -> None:
+async def test_close_ends_what_runs(place: Place, backend: SandboxBackend, sandbox: Sandbox) -> None:
     number = unique()
     said = Said()
     script = f"(setsid sleep {number} &) ; echo up; sleep {number}"
@@ -97,7 +96,7 @@ async def test_close_ends_what_runs(place: Place, backend: Backend, sandbox: San
     assert status.status == "killed"
 
 
-async def test_close_lets_a_build_tidy_up(place: Place, backend: Backend, sandbox: Sandbox) -> None:
+async def test_close_lets_a_build_tidy_up(place: Place, backend: SandboxBackend, sandbox: Sandbox) -> None:
     said = Said()
     script = "trap 'echo tidy; exit 0' TERM; echo up; while :; do sleep 0.1; done"
     building = asyncio.create_task(run(sandbox, script, said=said))
@@ -108,7 +107,7 @@ async def test_close_lets_a_build_tidy_up(place: Place, backend: Backend, sandbo
     assert b"tidy" in said.stdout
 
 
-async def test_names_that_begin_alike_are_different(place: Place, backend: Backend) -> None:
+async def test_names_that_begin_alike_are_different(place: Place, backend: SandboxBackend) -> None:
     one = await backend.start_sandbox(place.ns("t"), place.task(), place.owner("t"))
     two = await backend.start_sandbox(place.ns("t-2"), place.task(), place.owner("t-2"))
     three = await backend.start_sandbox(place.ns("t"), place.task(id="2-sandbox"), place.owner("t"))
@@ -120,7 +119,7 @@ async def test_names_that_begin_alike_are_different(place: Place, backend: Backe
         await backend.get_sandbox(place.ns("t"), "sandbox")
 
 
-async def test_namespaces_of_one_installation_only(place: Place, backend: Backend) -> None:
+async def test_namespaces_of_one_installation_only(place: Place, backend: SandboxBackend) -> None:
     other = f"{place.installation}x"
     await backend.start_sandbox(place.ns("a"), place.task(), place.owner("a"))
     await backend.start_sandbox(place.ns("b"), place.task(), place.owner("b"))
@@ -131,7 +130,7 @@ async def test_namespaces_of_one_installation_only(place: Place, backend: Backen
     assert [info.ns for info in await backend.namespaces(other)] == [place.ns("a", other)]
 
 
-async def test_janitor_reaps_the_dead_of_its_own_installation(place: Place, backend: Backend) -> None:
+async def test_janitor_reaps_the_dead_of_its_own_installation(place: Place, backend: SandboxBackend) -> None:
     other = f"{place.installation}x"
     number = unique()
     for run_id in ("dead", "alive", "unknown"):
@@ -153,14 +152,14 @@ async def test_janitor_reaps_the_dead_of_its_own_installation(place: Place, back
     assert (await run(foreign, "true"))[0].status == "success"
 
 
-async def test_requests_that_cannot_be_kept_are_refused(place: Place, backend: Backend) -> None:
+async def test_requests_that_cannot_be_kept_are_refused(place: Place, backend: SandboxBackend) -> None:
     for task in (place.task(id="../x"), place.task(id=""), place.task(limits=_limits(disk_bytes=1))):
         with pytest.raises(TerminalError):
             await backend.start_sandbox(place.ns(), task, place.owner())
     assert await backend.namespaces(place.installation) == []
 
 
-async def test_prepare_takes_a_task_it_can_run(place: Place, backend: Backend) -> None:
+async def test_prepare_takes_a_task_it_can_run(place: Place, backend: SandboxBackend) -> None:
     said: list[str] = []
 
     async def progress(line: str) -> None:

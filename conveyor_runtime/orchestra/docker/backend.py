@@ -8,16 +8,17 @@ from typing import Any, Self
 
 from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, ImageNotFound, TerminalError
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.base import NamespaceInfo, Owner, Progress, Task
+from conveyor_runtime.orchestra.base import Container, Prepared, Progress, Volume
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine
 from conveyor_runtime.orchestra.docker.helper import Helper
 from conveyor_runtime.orchestra.docker.image import require_image
+from conveyor_runtime.orchestra.docker.removal import REMOVAL, remove_container
 from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
+from conveyor_runtime.orchestra.status import NamespaceInfo
+from conveyor_runtime.orchestra.task import Owner, Task
 
 __all__ = ["DockerBackend"]
-
-_REMOVAL = 30.0  # seconds for a removal that somebody else has begun
 
 
 class DockerBackend:
@@ -34,10 +35,11 @@ class DockerBackend:
         """Connect to the engine the docker command would use. Raises `BackendUnavailable` if it does not answer."""
         return cls(await Engine.open())
 
-    async def prepare(self, task: Task, on_progress: Progress) -> None:
+    async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """See the contract."""
         await self._engine.call(spec.host_config, self._engine.api, "check", task)
         await require_image(self._engine, task, on_progress)
+        return Prepared()
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> DockerSandbox:
         """See the contract."""
@@ -49,7 +51,7 @@ class DockerBackend:
         image = await self._engine.call(self._engine.api.inspect_image, task.image)
         user = task.user or (image.get("Config") or {}).get("User") or "0"
         config = spec.container_config(task, user, {execs.SANDBOX_MARK: ns}, found)
-        deadline = asyncio.get_running_loop().time() + _REMOVAL
+        deadline = asyncio.get_running_loop().time() + REMOVAL
         while True:
             fresh = await self._create(name, config, host)
             try:
@@ -78,6 +80,18 @@ class DockerBackend:
         if not attributes["State"]["Running"]:
             raise Gone(f"the container {name} does not run: it is {attributes['State']['Status']}")
         return DockerSandbox(self._engine, attributes)
+
+    async def run(self, ns: str, task: Task, owner: Owner) -> Container:
+        """Not yet."""
+        raise TerminalError("this backend runs sandboxes only")
+
+    async def get(self, ns: str, task_id: str) -> Container:
+        """Not yet."""
+        raise Gone(f"there is no container {task_id} in {ns}")
+
+    async def create_volume(self, ns: str, name: str, owner: Owner, *, size_bytes: int = 0) -> Volume:
+        """Not yet."""
+        raise TerminalError("this backend runs sandboxes only")
 
     async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
         """See the contract."""
@@ -156,12 +170,7 @@ class DockerBackend:
         identity = container["Id"]
         if container["State"] == "running" and grace > 0:
             await self._quiet(identity, grace)
-        try:
-            await self._engine.call(self._engine.api.remove_container, identity, v=True, force=True)
-        except Gone:
-            return
-        except Conflicting:
-            await self._until_gone(identity)
+        await remove_container(self._engine, identity)
 
     async def _quiet(self, container: str, grace: float) -> None:
         """Give the execs that still run the chance to end by themselves."""
@@ -176,13 +185,3 @@ class DockerBackend:
             if isinstance(error, BackendUnavailable):
                 raise
             # A container that cannot be looked after (paused, hanging, without sh) is removed all the same.
-
-    async def _until_gone(self, container: str) -> None:
-        deadline = asyncio.get_running_loop().time() + _REMOVAL
-        while asyncio.get_running_loop().time() < deadline:
-            try:
-                await self._inspect(container)
-            except Gone:
-                return
-            await asyncio.sleep(0.1)
-        raise BackendError(f"container {container[:12]} is still there")

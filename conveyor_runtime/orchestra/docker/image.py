@@ -10,8 +10,9 @@ from docker.errors import DockerException
 from requests import RequestException
 
 from conveyor_runtime.errors import BackendUnavailable, ImageNotFound, TerminalError
-from conveyor_runtime.orchestra.base import Progress, Task
+from conveyor_runtime.orchestra.base import Progress
 from conveyor_runtime.orchestra.docker.client import Engine, ThreadedReader, translate
+from conveyor_runtime.orchestra.task import Task
 
 __all__ = ["PullReport", "pull_error", "require_image"]
 

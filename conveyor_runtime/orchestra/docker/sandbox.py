@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.base import ExecTag, ExitStatus, OnOutput
 from conveyor_runtime.orchestra.docker.archive import tar_stream
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, ThreadedReader
 from conveyor_runtime.orchestra.docker.helper import Helper
+from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.spec import EXECS, USER
 from conveyor_runtime.orchestra.docker.stream import Connection, Demux
+from conveyor_runtime.orchestra.status import ExitStatus, OnOutput
+from conveyor_runtime.orchestra.task import ExecTag, Stdin
 
 __all__ = ["DockerSandbox"]
 
@@ -31,6 +34,7 @@ class DockerSandbox:
         """`attributes` are the container's, as inspected."""
         self._engine = engine
         self._id = str(attributes["Id"])
+        self._name = str(attributes["Name"]).lstrip("/")
         self._workspace = str(attributes["Config"]["WorkingDir"])
         self._user = str((attributes["Config"].get("Labels") or {}).get(USER) or "0")
         self._helper = Helper(engine, self._id)
@@ -50,6 +54,7 @@ class DockerSandbox:
         env: Mapping[str, str] | None = None,
         workdir: str | None = None,
         user: str | None = None,
+        stdin: Stdin = b"",
         timeout: float | None = None,
         grace: float = 10.0,
         on_output: OnOutput,
@@ -67,7 +72,7 @@ class DockerSandbox:
             workdir=execs.resolve_workdir(self._workspace, workdir),
         )
         started_at = datetime.now(UTC)
-        run = _Run(self._engine, self._helper, nonce, user, on_output)
+        run = _Run(self._engine, self._helper, nonce, user, stdin, on_output)
         environment = {**(env or {}), execs.EXEC_MARK: nonce}
         await run.create(self._id, command, environment)
         run.start()
@@ -119,6 +124,13 @@ class DockerSandbox:
             raise BackendError(f"docker did not take the files for {path}")
         await self.own(path)
 
+    async def cleanup(self) -> None:
+        """See the contract."""
+        await remove_container(self._engine, self._id)
+        workspace = f"{self._name}.workspace"
+        with contextlib.suppress(Gone):
+            await self._engine.call(self._engine.api.remove_volume, workspace)
+
     async def own(self, path: str) -> None:
         """Give a path to the user that execs run as."""
         await self._helper.own(self._user, path)
@@ -133,22 +145,31 @@ class DockerSandbox:
 class _Run:
     """One exec, from its creation to the release of its connection."""
 
-    def __init__(self, engine: Engine, helper: Helper, nonce: str, user: str, on_output: OnOutput) -> None:
+    def __init__(
+        self, engine: Engine, helper: Helper, nonce: str, user: str, stdin: Stdin, on_output: OnOutput
+    ) -> None:
         self._engine = engine
         self._helper = helper
         self._nonce = nonce
         self._user = user
+        self._stdin = stdin
         self._on_output = on_output
         self._exec_id = ""
         self._connecting: asyncio.Future[Connection] | None = None
         self._reader: ThreadedReader[bytes] | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._feeding: asyncio.Task[None] | None = None
 
     async def create(self, container: str, command: list[str], env: Mapping[str, str]) -> None:
         """Announce it to the engine; nothing runs yet."""
         try:
             created = await self._engine.call(
-                self._engine.api.exec_create, container, command, environment=dict(env), user=self._user
+                self._engine.api.exec_create,
+                container,
+                command,
+                environment=dict(env),
+                user=self._user,
+                stdin=self._stdin != b"",
             )
         except Conflicting as error:
             raise Gone(f"the container {container[:12]} does not run: {error}") from error
@@ -181,18 +202,22 @@ class _Run:
 
     async def close(self) -> None:
         """Release the connection and stop passing output on."""
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.wait([self._pump])
-            if not self._pump.cancelled():
-                self._pump.exception()  # wait() has raised it
+        for task in (self._pump, self._feeding):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+                if not task.cancelled():
+                    task.exception()  # wait() has raised it
         if self._reader is not None:
             self._reader.close()
 
     async def _take(self, connecting: asyncio.Future[Connection]) -> None:
         """Pass the output on until it ends, or until the exec has ended and been silent: what it left in the
         background may hold its streams for ever."""
-        self._reader = (await asyncio.shield(connecting)).reader()
+        connection = await asyncio.shield(connecting)
+        self._reader = connection.reader()
+        if self._stdin != b"":
+            self._feeding = asyncio.create_task(connection.feed(self._stdin))
         demux = Demux()
         quiet, ended = 0, False
         while True:

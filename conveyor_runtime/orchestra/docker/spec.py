@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor_runtime.errors import TerminalError
-from conveyor_runtime.orchestra.base import Owner, Task, check_task_id
+from conveyor_runtime.orchestra.names import check_task_id
+from conveyor_runtime.orchestra.task import Owner, Task
 
 __all__ = [
     "EXECS",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from conveyor_runtime.errors import BackendError
-from conveyor_runtime.orchestra.base import Stream
 from conveyor_runtime.orchestra.docker.client import ThreadedReader
+from conveyor_runtime.orchestra.status import Stream
+from conveyor_runtime.orchestra.task import Stdin
 
 __all__ = ["Connection", "Demux"]
 
@@ -62,7 +65,7 @@ class Connection:
 
     @classmethod
     def start(cls, api: Any, exec_id: str) -> Connection:
-        """Start a created exec and attach to its output. Blocking."""
+        """Start a created exec and attach to its streams. Blocking."""
         response = api._post_json(
             api._url("/exec/{0}/start", exec_id),
             headers={"Connection": "Upgrade", "Upgrade": "tcp"},
@@ -79,6 +82,18 @@ class Connection:
         except (OSError, ValueError):  # closed by stop(), or the engine died: the exec's own state tells which
             data = b""
         return data or None
+
+    def _write(self, data: bytes | memoryview) -> bool:
+        """False when nobody will read it any more."""
+        try:
+            self._socket.sendall(data)
+        except OSError:
+            return False
+        return True
+
+    def _end_input(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     def stop(self) -> None:
         """Make a blocked `read` return."""
@@ -100,6 +115,20 @@ class Connection:
 
         return ThreadedReader(read, self.stop)
 
+    async def feed(self, stdin: Stdin) -> None:
+        """Hand all of it to the command, as fast as it reads, and then the end. A command that does not read holds up
+        a thread of this call's own, until `stop`."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix="docker-stdin")
+        loop = asyncio.get_running_loop()
+        pieces = _pieces(stdin) if isinstance(stdin, bytes) else stdin
+        try:
+            async for piece in pieces:
+                if not await loop.run_in_executor(thread, self._write, piece):
+                    return
+            self._end_input()
+        finally:
+            thread.shutdown(wait=False)
+
     def collect(self) -> dict[Stream, bytes]:
         """Everything, for a short command. Blocking."""
         found: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
@@ -111,3 +140,9 @@ class Connection:
         finally:
             self.close()
         return found
+
+
+async def _pieces(data: bytes) -> AsyncIterator[memoryview]:
+    view = memoryview(data)
+    for start in range(0, len(view), _CHUNK):
+        yield view[start : start + _CHUNK]

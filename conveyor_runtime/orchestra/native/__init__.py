@@ -4,6 +4,13 @@ It isolates nothing: commands run as the worker's own user, see its files and ne
 It is for machines without a container engine and for work that is trusted.
 """
 
+from conveyor_runtime.orchestra.base import Backend
 from conveyor_runtime.orchestra.native.backend import NativeBackend
+from conveyor_runtime.orchestra.registry import BackendSettings
 
-__all__ = ["NativeBackend"]
+__all__ = ["NativeBackend", "open_backend"]
+
+
+async def open_backend(settings: BackendSettings) -> Backend:
+    """For the registry."""
+    return NativeBackend(settings.native_root)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.base import NamespaceInfo, Owner, Progress, Task, check_task_id, run_of
+from conveyor_runtime.orchestra.base import Container, Prepared, Progress, Volume
+from conveyor_runtime.orchestra.names import check_task_id, run_of
 from conveyor_runtime.orchestra.native import layout
 from conveyor_runtime.orchestra.native.proc import Target
 from conveyor_runtime.orchestra.native.sandbox import NativeSandbox, check_user, end_targets
+from conveyor_runtime.orchestra.status import NamespaceInfo
+from conveyor_runtime.orchestra.task import Owner, Task
 
 __all__ = ["NativeBackend"]
 
@@ -28,9 +31,10 @@ class NativeBackend:
         self._root = layout.open_root(root or layout.default_root())
         self.node = layout.node_name(self._root)
 
-    async def prepare(self, task: Task, on_progress: Progress) -> None:
+    async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """Only checks: there is nothing to fetch."""
         _check(task)
+        return Prepared()
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> NativeSandbox:
         """See the contract."""
@@ -49,6 +53,18 @@ class NativeBackend:
         if meta is None:
             raise Gone(f"there is no native sandbox {task_id} in {ns}")
         return NativeSandbox(self._root, ns, task_id, meta)
+
+    async def run(self, ns: str, task: Task, owner: Owner) -> Container:
+        """Not yet."""
+        raise TerminalError("this backend runs sandboxes only")
+
+    async def get(self, ns: str, task_id: str) -> Container:
+        """Not yet."""
+        raise Gone(f"there is no container {task_id} in {ns}")
+
+    async def create_volume(self, ns: str, name: str, owner: Owner, *, size_bytes: int = 0) -> Volume:
+        """Not yet."""
+        raise TerminalError("this backend runs sandboxes only")
 
     async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
         """See the contract."""

@@ -26,7 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, ConfigError
-from conveyor_runtime.orchestra.base import Owner
+from conveyor_runtime.orchestra.execs import Record
+from conveyor_runtime.orchestra.task import Owner
 
 __all__ = [
     "Meta",
@@ -36,8 +37,10 @@ __all__ = [
     "node_name",
     "open_root",
     "read_meta",
+    "records",
     "remove_tree",
     "retire",
+    "retire_one",
     "retired",
 ]
 
@@ -124,6 +127,11 @@ def read_meta(sandbox: Path) -> Meta | None:
         raise BackendError(f"the native sandbox {sandbox} cannot be read: {error}") from error
 
 
+def records(home: Path) -> list[Record]:
+    """The execs that have begun in a sandbox."""
+    return [record for path in _listdir(home / "execs") if (record := Record.parse(path.name))]
+
+
 def _write_durably(file: Path, text: str) -> None:
     """So that no power cut leaves a sandbox that nobody can tell the owner of."""
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
@@ -179,6 +187,22 @@ def retire(root: Path, ns: str) -> None:
     """Take a namespace's name away, so that nothing can begin in it any more. From then it is among `retired`."""
     with contextlib.suppress(FileNotFoundError):
         (root / ns).rename(root / f".gone-{ns}-{secrets.token_hex(8)}")
+
+
+def retire_one(root: Path, ns: str, task_id: str) -> Path | None:
+    """The same for one sandbox or container of it; where it is now, None if it was not there."""
+    for _ in range(10):
+        place = root / f".gone-{ns}-{secrets.token_hex(8)}"
+        place.mkdir(mode=0o700)
+        try:
+            (root / ns / task_id).rename(place / task_id)
+        except FileNotFoundError:
+            if (root / ns / task_id).exists():
+                continue  # somebody who closes the namespace has taken the place away, not the sandbox
+            remove_tree(place)
+            return None
+        return place
+    raise BackendError(f"{task_id} of {ns} cannot be moved away")
 
 
 def retired(root: Path, ns: str) -> list[Path]:

@@ -16,9 +16,12 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.process import Child
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.base import ExecTag, ExitStatus, OnOutput
+from conveyor_runtime.orchestra.native import layout
 from conveyor_runtime.orchestra.native.layout import Meta, remove_tree
 from conveyor_runtime.orchestra.native.proc import Target, sweep
+from conveyor_runtime.orchestra.native.spool import spooled
+from conveyor_runtime.orchestra.status import ExitStatus, OnOutput
+from conveyor_runtime.orchestra.task import ExecTag, Stdin
 
 __all__ = ["NativeSandbox", "check_user"]
 
@@ -39,6 +42,7 @@ class NativeSandbox:
     """See `conveyor_runtime.orchestra.base.Sandbox`."""
 
     def __init__(self, root: Path, ns: str, task_id: str, meta: Meta) -> None:
+        self._root = root
         self._ns = ns
         self._home = root / ns / task_id
         self._env = meta.env
@@ -59,6 +63,7 @@ class NativeSandbox:
         env: Mapping[str, str] | None = None,
         workdir: str | None = None,
         user: str | None = None,
+        stdin: Stdin = b"",
         timeout: float | None = None,
         grace: float = 10.0,
         on_output: OnOutput,
@@ -78,12 +83,14 @@ class NativeSandbox:
         )
         started_at = datetime.now(UTC)
         try:
-            child = await Child.start(
-                ["/bin/sh", *command[1:]],
-                env=self._environment(env, nonce),
-                cwd=self._home,
-                on_chunk=on_output,
-            )
+            async with spooled(stdin, self._home / "tmp") as readable:
+                child = await Child.start(
+                    ["/bin/sh", *command[1:]],
+                    env=self._environment(env, nonce),
+                    cwd=self._home,
+                    stdin=readable,
+                    on_chunk=on_output,
+                )
         except OSError as error:
             self._check_alive()
             raise BackendError(f"cannot start a process: {error}") from error
@@ -116,6 +123,25 @@ class NativeSandbox:
             stop.set()
             await finish(asyncio.wait([copying]))
             raise
+
+    async def cleanup(self) -> None:
+        """See the contract."""
+        try:
+            await end_targets(await asyncio.to_thread(self._recorded, self._home), 0)
+            place = await asyncio.to_thread(layout.retire_one, self._root, self._ns, self._home.name)
+            if place is None:
+                return
+            # Whoever began between the last look and the removal has lost its directory, and now its life.
+            await end_targets(await asyncio.to_thread(self._recorded, place / self._home.name), 0)
+            await asyncio.to_thread(remove_tree, place)
+        except OSError as error:
+            raise BackendError(f"{self._id}: cannot be removed: {error}") from error
+        if place.exists():
+            raise BackendError(f"{self._id}: cannot be removed: {place}")
+
+    @staticmethod
+    def _recorded(home: Path) -> list[Target]:
+        return [Target(_mark(execs.EXEC_MARK, r.nonce), r.pid, r.start) for r in layout.records(home)]
 
     async def _watch(
         self, child: Child, target: Target, started_at: datetime, timeout: float | None, grace: float
@@ -155,8 +181,7 @@ class NativeSandbox:
         """Let none of these begin any more; returns those that have."""
         directory = self._home / "execs"
         (directory / execs.fence_name(step, before)).touch()
-        found = (execs.Record.parse(name) for name in os.listdir(directory))
-        return [record for record in found if record and record.is_before(step, before)]
+        return [record for record in layout.records(self._home) if record.is_before(step, before)]
 
     def _forget(self, records: list[execs.Record]) -> None:
         for record in records:

@@ -14,7 +14,7 @@ import pytest
 
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.models import DriverResult, Resource
-from conveyor_runtime.orchestra import Orchestra
+from conveyor_runtime.orchestra import BackendSettings, Orchestra
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
 from conveyor_runtime.security.redaction import Redactor
 from drivers import builder, container_start, container_stop, git_cloner
@@ -100,7 +100,7 @@ class Run:
 @pytest.fixture(params=["native", pytest.param("docker", marks=pytest.mark.docker)])
 async def run(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Run]:
     image = request.getfixturevalue("busybox") if request.param == "docker" else None
-    orchestra = await Orchestra.open(request.param, native_root=tmp_path / "native")
+    orchestra = await Orchestra.open(request.param, BackendSettings(native_root=tmp_path / "native"))
     settings = DriverSettings(allow_file_repositories=True, kill_grace=0.3)
     found = Run(orchestra, request.param, image, settings)
     yield found

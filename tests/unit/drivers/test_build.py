@@ -8,6 +8,7 @@ import json
 import pytest
 
 from conveyor_runtime.errors import RetryableError, TaskFailed, TaskTimedOut, TerminalError
+from conveyor_runtime.orchestra import sandboxes_of
 from drivers.sandboxes import SANDBOX, run_namespace
 from tests.contract.conftest import sleeping, unique, until
 from tests.unit.drivers.conftest import Run
@@ -16,7 +17,7 @@ from tests.unit.drivers.conftest import Run
 async def test_start_reports_where_it_is(run: Run) -> None:
     result = await run.step("container-start")
     backend = run.orchestra.pick(run.backend)
-    sandbox = await backend.get_sandbox(run_namespace(run.context("x")), SANDBOX)
+    sandbox = await sandboxes_of(backend).get_sandbox(run_namespace(run.context("x")), SANDBOX)
     assert result.data == {
         "containerID": sandbox.id,
         "backend": run.backend,
@@ -59,6 +60,25 @@ async def test_lines_come_before_the_end(started: Run) -> None:
     assert not building.done()
     building.cancel()
     await asyncio.wait([building])
+
+
+async def test_the_last_words_of_a_cancelled_build_are_kept_though_their_line_has_no_end(started: Run) -> None:
+    command = "printf 'cut off here'; echo ready >&2; sleep 1000"
+    building = asyncio.create_task(started.step("builder", commands=[command]))
+    await until(lambda: ("stderr", "ready") in started.log.lines)
+    assert ("stdout", "cut off here") not in started.log.lines
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await building
+    assert started.log.lines.count(("stdout", "cut off here")) == 1
+
+
+async def test_the_last_words_of_a_build_that_takes_too_long_are_kept_though_their_line_has_no_end(
+    started: Run,
+) -> None:
+    with pytest.raises(TaskTimedOut):
+        await started.step("builder", commands=["printf 'cut off here'; sleep 1000"], timeout=1)
+    assert started.log.lines.count(("stdout", "cut off here")) == 1
 
 
 async def test_the_first_failure_ends_the_build(started: Run) -> None:

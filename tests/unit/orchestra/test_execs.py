@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from conveyor_runtime.errors import BackendError, TerminalError
-from conveyor_runtime.orchestra.base import ExecTag, Limits
+from conveyor_runtime.orchestra import ExecTag, Limits
 from conveyor_runtime.orchestra.execs import (
     Record,
     check_tag,
