@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import os
 import socket
 import subprocess
+import tarfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +19,8 @@ import pytest
 from conveyor_runtime.errors import BackendError, RetryableError, TerminalError
 from drivers.git import environment
 from drivers.repositories import parse_repository
-from drivers.sandboxes import checkout_namespace
+from drivers.sandboxes import SANDBOX, checkout_namespace, run_namespace
+from tests.contract.conftest import run as exec_in
 from tests.contract.conftest import until
 from tests.unit.drivers.conftest import Run, git
 
@@ -50,19 +53,13 @@ async def test_branches_and_tags(started: Run, repository: Path, ref: str | None
     assert not any("_git" in ns for ns in left)
 
 
-async def test_shallow_by_default_and_deep_on_request(run: Run, repository: Path) -> None:
-    await run.step("container-start")
-    await run.step("git-cloner", repository=f"file://{repository}")
-    host_path = _checked_out(run)
-    if host_path is None:
-        return  # only the native workspace can be looked into with the git of this machine
-    assert git(host_path, "rev-list", "--count", "HEAD") == "1"
-    await run.step("git-cloner", repository=f"file://{repository}", depth=2, attempt=2)
-    assert git(host_path, "rev-list", "--count", "HEAD") == "2"
-    await run.step("git-cloner", repository=f"file://{repository}", depth=0, attempt=3)
-    assert git(host_path, "rev-list", "--count", "HEAD") == "3"
-    assert git(host_path, "status", "--porcelain") == ""
-    assert git(host_path, "rev-parse", "--abbrev-ref", "HEAD") == "main"
+async def test_shallow_by_default_and_deep_on_request(started: Run, repository: Path, tmp_path: Path) -> None:
+    for attempt, (options, commits) in enumerate([({}, 1), ({"depth": 2}, 2), ({"depth": 0}, 3)], 1):
+        await started.step("git-cloner", repository=f"file://{repository}", attempt=attempt, **options)
+        clone = await _brought_out(started, tmp_path / f"clone{attempt}")
+        assert git(clone, "rev-list", "--count", "HEAD") == str(commits)
+        assert git(clone, "status", "--porcelain") == ""
+        assert git(clone, "rev-parse", "--abbrev-ref", "HEAD") == "main"
 
 
 async def test_commits_whole_short_and_not_at_a_tip(started: Run, repository: Path) -> None:
@@ -211,10 +208,11 @@ async def test_cancel_ends_git_and_leaves_nothing(started: Run) -> None:
     server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     cloning = asyncio.create_task(started.step("git-cloner", repository=f"http://127.0.0.1:{port}/r.git"))
-    await accepted.wait()
+    await asyncio.wait_for(accepted.wait(), 20)
     cloning.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await cloning
+    async with asyncio.timeout(20):
+        with pytest.raises(asyncio.CancelledError):
+            await cloning
     assert not _running(f"127.0.0.1:{port}")
     left = [info.ns for info in await started.orchestra.host.namespaces(started.installation)]
     assert not any("_git" in ns for ns in left)
@@ -233,16 +231,17 @@ async def test_a_worker_thought_dead_leaves_its_successor_alone(started: Run) ->
     server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/r.git"
     first = asyncio.create_task(started.step("git-cloner", repository=url))
-    await accepted.get()
+    await asyncio.wait_for(accepted.get(), 20)
     second = asyncio.create_task(started.step("git-cloner", takeover=1, repository=url))
-    await accepted.get()
+    await asyncio.wait_for(accepted.get(), 20)
     # The successor ended what it found; the end of the one it took over from does not touch it.
     with pytest.raises((RetryableError, BackendError)):
-        await first
+        await asyncio.wait_for(first, 20)
     late = asyncio.create_task(started.step("git-cloner", repository=url))
-    await accepted.get()
+    await asyncio.wait_for(accepted.get(), 20)
     late.cancel()
-    await asyncio.wait([late])
+    async with asyncio.timeout(20):
+        await asyncio.wait([late])
     assert not second.done()
     lost = started.context("git-cloner", takeover=2)
     lost.cancelled.set()
@@ -254,7 +253,7 @@ async def test_a_worker_thought_dead_leaves_its_successor_alone(started: Run) ->
     # container-stop ends them all.
     await started.step("container-stop")
     with pytest.raises((RetryableError, BackendError)):
-        await second
+        await asyncio.wait_for(second, 20)
     assert await started.orchestra.host.namespaces(started.installation) == []
     server.close()
     await server.wait_closed()
@@ -270,11 +269,13 @@ def test_nothing_of_the_machine_reaches_git(monkeypatch: pytest.MonkeyPatch, tmp
     assert env["GIT_ALLOW_PROTOCOL"] == "https:http:ssh:git"
 
 
-def _checked_out(run: Run) -> Path | None:
-    import json
-
-    data = json.loads(run.metadata["driverresults.container-start"])["data"]
-    return Path(data["workspace"]) if run.backend == "native" else None
+async def _brought_out(run: Run, target: Path) -> Path:
+    """A copy of the workspace on this machine, whose git can look into it: the image has none."""
+    sandbox = await run.orchestra.pick(run.backend).get_sandbox(run_namespace(run.context("x")), SANDBOX)
+    _, said = await exec_in(sandbox, "tar -cf - .")
+    with tarfile.open(fileobj=io.BytesIO(said.stdout)) as archive:
+        archive.extractall(target, filter="data")
+    return target
 
 
 def _listens(port: int) -> bool:
