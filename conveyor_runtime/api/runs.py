@@ -100,3 +100,15 @@ async def cancel(run_id: str, document: OptionalDocument, services: ServicesDep,
     if found is not None:
         response.headers["Conveyor-Revision"] = str(found.revision)
     return await present.whole_run(services.engine, run)
+
+
+@router.post("/runs/{run_id}/rerun", status_code=202)
+async def rerun(run_id: str, services: ServicesDep, response: Response) -> Run:
+    """Run a run's resource once more, as it is now and for the same event: the new run.
+
+    404 when the run or its resource is gone, 409 while the resource is being deleted.
+    """
+    await find_run(services, run_id)
+    accepted = await services.intake.rerun(run_id)
+    response.headers["Conveyor-Revision"] = str(accepted.revision)
+    return await present.whole_run(services.engine, await find_run(services, accepted.run_id))

@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "get": ("resources:get", "List what there is, or print one of it."),
     "describe": ("resources:describe", "Show all about one thing; of a resource, its runs too."),
     "logs": ("runs:logs", "Print the log of a run."),
+    "rerun": ("runs:rerun", "Run a run's resource once more, as it is now."),
     "cancel": ("runs:cancel", "Ask a run to end."),
     "delete": ("delete:delete", "Delete a resource, pipeline, definition or driver."),
     "doctor": ("doctor:doctor", "Check what the runtime needs; say how to mend it."),

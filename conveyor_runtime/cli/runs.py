@@ -1,8 +1,9 @@
-"""The commands about runs: `run`, `logs`, `cancel`."""
+"""The commands about runs: `run`, `rerun`, `logs`, `cancel`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from conveyor_runtime.cli.documents import Document
     from conveyor_runtime.client import Client, LoggedLine, Run
 
-__all__ = ["cancel", "logs", "run"]
+__all__ = ["cancel", "logs", "rerun", "run"]
 
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Follow the log; the exit code tells how the run ended.")]
 Timestamps = Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time.")]
 Target = Annotated[
     str, typer.Argument(metavar="RUN|TYPE/NAME", help="A run's id, or a resource: its active or last run.")
@@ -30,9 +32,7 @@ Target = Annotated[
 def run(
     ctx: typer.Context,
     file: options.File,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Follow the log; the exit code tells how the run ended.")
-    ] = False,
+    watch: Watch = False,
     timestamps: Timestamps = False,
     output: options.Output = Format.TABLE,
     api_url: options.ApiUrl = None,
@@ -54,13 +54,57 @@ def run(
         raise typer.BadParameter(
             f"{file} holds {len(resources)} resources, and a run is of one; use apply", param_hint="-f"
         )
-    started: list[str] = []
 
-    async def question(client: Client) -> ExitCode:
+    async def start(client: Client) -> str:
         for document in documents:
             if document.kind != "resource":
                 await apply_document(client, document)
-        run_id = await _have_run(client, resources[0])
+        return await _have_run(client, resources[0])
+
+    _start(ctx, api_url, token, start, watch=watch, timestamps=timestamps, output=output)
+
+
+def rerun(
+    ctx: typer.Context,
+    target: Target,
+    watch: Watch = False,
+    timestamps: Timestamps = False,
+    output: options.Output = Format.TABLE,
+    api_url: options.ApiUrl = None,
+    token: options.Token = None,
+) -> None:
+    """Run a run's resource once more, as it is now.
+
+    The new run is for the same event, and waits for the one under way, if there is one.
+
+    \b
+    Examples: conveyor rerun ci-build/hello --watch
+              conveyor rerun 0199a6c4-...
+    """
+
+    async def start(client: Client) -> str:
+        run = await client.rerun(await _find_run(client, target))
+        say(f"{run.resource.resource}/{run.resource.name}: run {run.run_id}")
+        return run.run_id
+
+    _start(ctx, api_url, token, start, watch=watch, timestamps=timestamps, output=output)
+
+
+def _start(
+    ctx: typer.Context,
+    api_url: str | None,
+    token: str | None,
+    start: Callable[[Client], Awaitable[str]],
+    *,
+    watch: bool,
+    timestamps: bool,
+    output: Format,
+) -> None:
+    """Show or watch the run that `start` began ("" = none), and exit as it ended."""
+    started: list[str] = []
+
+    async def question(client: Client) -> ExitCode:
+        run_id = await start(client)
         if not run_id:
             return ExitCode.SUCCESS
         started.append(run_id)
@@ -90,7 +134,8 @@ async def _have_run(client: Client, document: Document) -> str:
     run_id = info.active_run or info.last_run or ""
     what = "is stored in just this form" if applied["outcome"] == "unchanged" else "has new metadata only"
     say(f"{document.title} {what}, so no new run was needed; this is its {'latest' if run_id else 'state'}")
-    say("  for another one change its spec: a field of your own will do where the definition allows any (rebuild: 2)")
+    if run_id:
+        say(f"  for another one: {program()} rerun {run_id}")
     return run_id
 
 

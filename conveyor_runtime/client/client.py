@@ -153,6 +153,13 @@ class Client:
         path = _path("runs", run_id, "cancel")
         return _one(Run, await self._transport.send("POST", path, json={"reason": reason}, repeatable=True))
 
+    async def rerun(self, run_id: str) -> Run:
+        """A new run of a run's resource, as it is now and for the same event.
+
+        Raises NotFoundError if the run or its resource is gone, ConflictError while the resource is being deleted.
+        """
+        return _one(Run, await self._transport.send("POST", _path("runs", run_id, "rerun")))
+
     async def wait_run(self, run_id: str, timeout: float | None = None, *, patience: float = 120.0) -> Run:
         """Wait until the run has ended, through restarts of the server; TimeoutError after `timeout` seconds.
 

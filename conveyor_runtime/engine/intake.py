@@ -154,6 +154,34 @@ class Intake:
             found = await self._state.resource(type_, name)
         raise NotFound(f"there is no {type_} named {name}")
 
+    async def rerun(self, run_id: str) -> Accepted:
+        """A new run of a run's resource as it is now, for the same event. Raises NotFound, Conflict, and what a spec
+        that its definition no longer takes raises."""
+        found = await self._state.run(run_id)
+        if found is None:
+            raise NotFound(f"there is no run {run_id}")
+        async with self._lock(found.record.type, found.record.name):
+            return await self._rerun(found.record, (await self._state.run_input(found.record)).id)
+
+    async def _rerun(self, earlier: RunRecord, resource_id: str) -> Accepted:
+        title = f"{earlier.type}/{earlier.name}"
+        found = await self._state.resource(earlier.type, earlier.name)
+        while found is not None and found.record.id == resource_id:
+            old = found.record
+            if old.deleting:
+                raise Conflict(f"{title} is being deleted")
+            _, plan = await self._drafts.check(Draft(old.type, old.name, old.spec, old.pipeline))
+            run = await self._new_run(old, earlier.event, plan)
+            if run is None:
+                raise Conflict(f"no driver takes {earlier.event} of {old.type}")
+            record = _owe(old, run)
+            stored = await self._write(run, Put(keys.resource(old.type, old.name), record, found.revision))
+            if stored is not None:
+                self._go_on(record, run)
+                return Accepted(record, stored, run.run_id)
+            found = await self._state.resource(old.type, old.name)
+        raise NotFound(f"{title}, which run {earlier.run_id} was of, is gone")
+
     async def cancel(self, run_id: str, *, who: str, why: str) -> RunRecord:
         """Ask a run to end. A terminal run is answered as it is. Raises NotFound."""
         found = await self._state.run(run_id)

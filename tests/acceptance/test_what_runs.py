@@ -148,6 +148,19 @@ def test_of_three_changes_the_second_is_superseded(things: World) -> None:
     assert _events(world, runs[2])[0] == ("first", "update 3")
 
 
+def test_a_rerun_does_it_once_more(things: World) -> None:
+    world = things
+    file = world.file("twice.json", _thing("twice", value=1))
+    assert world.run("run", "-f", file, "--watch").returncode == 0
+    again = world.run("rerun", "thing/twice", "--watch")
+    assert (again.returncode, again.stdout.count("create 1")) == (0, 2)
+    runs = world.json("get", "runs", "--name", "twice")
+    assert [(it["event"], it["status"]) for it in runs] == [("create", "Succeeded")] * 2
+    assert runs[0]["run_id"] in again.stderr
+    gone = world.run("rerun", "nothing")
+    assert (gone.returncode, gone.stderr) == (1, "error: there is no run nothing\n")
+
+
 def test_a_delete_during_a_run_cancels_it_and_is_last(things: World) -> None:
     world = things
     listener = world.driver("driver", "run", "my_drivers.py:listener")

@@ -93,6 +93,20 @@ async def test_direct_run_ends(serving: Serving, client: Client) -> None:
     assert (resource.active_run, resource.last_run, resource.observed_generation) == (None, run_id, 1)
 
 
+async def test_a_rerun_is_a_run_of_its_own(serving: Serving, client: Client) -> None:
+    first = await serving.begin("a")
+    await serving.end(first)
+    await serving.settled("app", "a")
+    again = await client.rerun(first)
+    assert (again.event, again.status) == ("create", Status.PENDING)
+    await serving.end(again.run_id)
+    assert (await client.wait_run(again.run_id, timeout=10)).status is Status.SUCCEEDED
+    await serving.settled("app", "a")
+    await client.delete_resource("app", "a")
+    with pytest.raises(NotFoundError, match="app/a"):
+        await client.rerun(first)
+
+
 async def test_ten_megabytes(serving: Serving, http: httpx2.AsyncClient) -> None:
     """Refused without being read, and the server is as well as before."""
     for content in (b"x" * (10 << 20), b'{"a": "' + b"x" * (10 << 20) + b'"}'):

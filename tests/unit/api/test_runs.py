@@ -100,6 +100,50 @@ async def test_cancel(world: World) -> None:
     assert (await world.http.post(f"/runs/{run_id}/cancel", json={"reason": "x" * 1001})).status_code == 400
 
 
+async def test_rerun(world: World) -> None:
+    await world.register("d", "app")
+    first = await world.create("a", spec={"x": 1})
+    await world.run_steps(first)
+    await world.settle()
+    answer = await world.http.post(f"/runs/{first}/rerun")
+    assert answer.status_code == 202, answer.text
+    again = answer.json()
+    assert (again["event"], again["resource"]) == ("create", {"resource": "app", "name": "a", "generation": 1})
+    assert again["run_id"] != first
+    assert int(answer.headers["conveyor-revision"]) > 0
+    resource = await world.get("/resources/app/a")
+    assert (resource["active_run"], resource["generation"]) == (again["run_id"], 1)
+    waits = (await world.http.post(f"/runs/{again['run_id']}/rerun")).json()["run_id"]
+    assert [it["run_id"] for it in (await world.get("/resources/app/a"))["queue"]] == [waits]
+
+
+async def test_a_rerun_takes_the_spec_of_now(world: World) -> None:
+    await world.register("d", "app")
+    first = await world.create("a", spec={"x": 1})
+    await world.run_steps(first)
+    assert (await world.http.put("/resources/app/a", json={"spec": {"x": 2}})).status_code == 200
+    again = (await world.http.post(f"/runs/{first}/rerun")).json()
+    found = await world.state.run(again["run_id"])
+    assert found is not None and found.record.resource is not None
+    assert (found.record.event, found.record.generation, found.record.resource.spec) == ("create", 2, {"x": 2})
+
+
+async def test_no_rerun_without_the_resource(world: World) -> None:
+    await world.register("d", "app", events=("create", "delete"))
+    run_id = await world.create("a")
+    assert (await world.http.post("/runs/none/rerun")).status_code == 404
+    deleting = (await world.http.delete("/resources/app/a")).json()["runid"]
+    for one in (run_id, deleting):
+        assert (await world.http.post(f"/runs/{one}/rerun")).status_code == 409
+    await world.settle()
+    await world.run_steps(deleting)
+    await world.settle()
+    await world.get("/resources/app/a", 404)
+    assert (await world.http.post(f"/runs/{run_id}/rerun")).status_code == 404
+    await world.create("a")
+    assert (await world.http.post(f"/runs/{run_id}/rerun")).status_code == 404, "another of that name"
+
+
 async def test_drivers(world: World) -> None:
     await world.register("d", "app")
     now = utc_now()
