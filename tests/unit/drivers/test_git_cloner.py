@@ -13,14 +13,14 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conveyor_runtime.errors import BackendError, RetryableError, TerminalError
 from drivers.git import environment
 from drivers.repositories import parse_repository
-from drivers.sandboxes import SANDBOX, checkout_namespace, run_namespace
-from tests.contract.conftest import run as exec_in
+from drivers.sandboxes import checkout_namespace
 from tests.contract.conftest import until
 from tests.unit.drivers.conftest import Run, git
 
@@ -54,7 +54,8 @@ async def test_branches_and_tags(started: Run, repository: Path, ref: str | None
 
 
 async def test_shallow_by_default_and_deep_on_request(started: Run, repository: Path, tmp_path: Path) -> None:
-    for attempt, (options, commits) in enumerate([({}, 1), ({"depth": 2}, 2), ({"depth": 0}, 3)], 1):
+    given: list[tuple[dict[str, Any], int]] = [({}, 1), ({"depth": 2}, 2), ({"depth": 0}, 3)]
+    for attempt, (options, commits) in enumerate(given, 1):
         await started.step("git-cloner", repository=f"file://{repository}", attempt=attempt, **options)
         clone = await _brought_out(started, tmp_path / f"clone{attempt}")
         assert git(clone, "rev-list", "--count", "HEAD") == str(commits)
@@ -271,9 +272,8 @@ def test_nothing_of_the_machine_reaches_git(monkeypatch: pytest.MonkeyPatch, tmp
 
 async def _brought_out(run: Run, target: Path) -> Path:
     """A copy of the workspace on this machine, whose git can look into it: the image has none."""
-    sandbox = await run.orchestra.pick(run.backend).get_sandbox(run_namespace(run.context("x")), SANDBOX)
-    _, said = await exec_in(sandbox, "tar -cf - .")
-    with tarfile.open(fileobj=io.BytesIO(said.stdout)) as archive:
+    lines = await built(run, "tar -cf - . | base64")
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode("".join(lines)))) as archive:
         archive.extractall(target, filter="data")
     return target
 
