@@ -9,19 +9,12 @@ from weakref import WeakValueDictionary
 import uuid_utils
 
 from conveyor_runtime.engine import planner, plans
+from conveyor_runtime.engine.acceptance import Acceptance, owe
 from conveyor_runtime.engine.definitions import Definitions
 from conveyor_runtime.engine.drafts import Draft, DraftChecker, check_names
 from conveyor_runtime.engine.engine import Engine
-from conveyor_runtime.engine.settle import new_run_id, run_puts
-from conveyor_runtime.engine.validation import PIPELINE
-from conveyor_runtime.errors import Conflict, NotFound, RevisionConflict
-from conveyor_runtime.models import (
-    Entry,
-    PlannedStep,
-    ResourceRecord,
-    RunRecord,
-    Status,
-)
+from conveyor_runtime.errors import Conflict, NotFound
+from conveyor_runtime.models import ResourceRecord, RunRecord
 from conveyor_runtime.store import Put, keys
 
 
@@ -53,6 +46,7 @@ class Intake:
         self._state = engine.state
         self._transitions = engine.transitions
         self.definitions = Definitions(engine.state)
+        self._acceptance = Acceptance(engine, self.definitions)
         self._drafts = DraftChecker(engine.state, self.definitions)
         # Within one process, writers of one resource wait for each other instead of undoing each other's work.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -83,13 +77,13 @@ class Intake:
             created_at=now,
             updated_at=now,
         )
-        run = await self._new_run(record, "create", plan)
-        record = _owe(record, run)
-        stored = await self._write(run, Put(keys.resource(draft.type, draft.name), record, 0))
+        run = await self._acceptance.new_run(record, "create", plan)
+        record = owe(record, run)
+        stored = await self._acceptance.write(run, Put(keys.resource(draft.type, draft.name), record, 0))
         if stored is None:
             found = await self._state.resource(draft.type, draft.name)
             raise self._exists(found.record) if found else Conflict("it was created and deleted meanwhile")
-        self._go_on(record, run)
+        self._acceptance.go_on(record, run)
         return Accepted(record, stored, run.run_id if run else "", created=True)
 
     async def update(self, draft: Draft, *, create_missing: bool = False) -> Accepted:
@@ -115,13 +109,13 @@ class Intake:
             record, makes_run = self._changed(old, draft)
             if record is old:
                 return Accepted(old, found.revision, changed=False)
-            run = await self._new_run(record, "update", plan) if makes_run else None
-            record = _owe(record, run)
+            run = await self._acceptance.new_run(record, "update", plan) if makes_run else None
+            record = owe(record, run)
             version = Put(keys.version(old.id, old.revision), old.as_resource())
             put = Put(keys.resource(draft.type, draft.name), record, found.revision)
-            stored = await self._write(run, version, put)
+            stored = await self._acceptance.write(run, version, put)
             if stored is not None:
-                self._go_on(record, run)
+                self._acceptance.go_on(record, run)
                 return Accepted(record, stored, run.run_id if run else "")
             found = await self._state.resource(draft.type, draft.name)
         raise Conflict(f"{draft.type}/{draft.name} was deleted meanwhile")
@@ -139,17 +133,17 @@ class Intake:
             if under_way is not None:
                 return Deleted(under_way.run_id, found.revision, gone=False)
             plan = plans.plan_delete(type_, await self._drafts.pipeline_steps(old), self._engine.fleet())
-            run = await self._new_run(old, "delete", plan)
+            run = await self._acceptance.new_run(old, "delete", plan)
             assert run is not None
-            record = _owe(old.model_copy(update={"deleting": True}), run)
+            record = owe(old.model_copy(update={"deleting": True}), run)
             gone = run.status.terminal and old.active is None and not old.queue
             put = Put(keys.resource(type_, name), None if gone else record, found.revision)
-            stored = await self._write(run, put)
+            stored = await self._acceptance.write(run, put)
             if stored is not None:
                 if gone:
                     await self._engine.forget_versions(old)
                 else:
-                    self._go_on(record, run)
+                    self._acceptance.go_on(record, run)
                 return Deleted(run.run_id, stored, gone=gone)
             found = await self._state.resource(type_, name)
         raise NotFound(f"there is no {type_} named {name}")
@@ -171,13 +165,13 @@ class Intake:
             if old.deleting:
                 raise Conflict(f"{title} is being deleted")
             _, plan = await self._drafts.check(Draft(old.type, old.name, old.spec, old.pipeline))
-            run = await self._new_run(old, earlier.event, plan)
+            run = await self._acceptance.new_run(old, earlier.event, plan)
             if run is None:
                 raise Conflict(f"no driver takes {earlier.event} of {old.type}")
-            record = _owe(old, run)
-            stored = await self._write(run, Put(keys.resource(old.type, old.name), record, found.revision))
+            record = owe(old, run)
+            stored = await self._acceptance.write(run, Put(keys.resource(old.type, old.name), record, found.revision))
             if stored is not None:
-                self._go_on(record, run)
+                self._acceptance.go_on(record, run)
                 return Accepted(record, stored, run.run_id)
             found = await self._state.resource(old.type, old.name)
         raise NotFound(f"{title}, which run {earlier.run_id} was of, is gone")
@@ -215,60 +209,6 @@ class Intake:
         }
         return old.model_copy(update=update), new_generation
 
-    async def _new_run(
-        self, record: ResourceRecord, event: str, plan: tuple[PlannedStep, ...] | None
-    ) -> RunRecord | None:
-        """A run of the record as it is, its first steps open; None for a built-in type nobody listens to."""
-        fleet, now = self._engine.fleet(), self._transitions.now()
-        if record.type == PIPELINE and event != "delete" and not plans.plan_direct(PIPELINE, event, fleet):
-            return None
-        run = RunRecord(
-            run_id=new_run_id(),
-            type=record.type,
-            name=record.name,
-            event=event,
-            generation=record.generation,
-            status=Status.ACCEPTED,
-            pipeline=await self.definitions.pipeline_of(record),
-            resource=record.as_resource(),
-            plan=plan,
-            created_at=now,
-        )
-        # A run whose turn is now is written with its first dispatches noted, which saves a commit; one that must wait
-        # is planned no further than its steps.
-        return planner.advance(run, fleet, now) if record.active is None else run
-
-    async def _write(self, run: RunRecord | None, *puts: Put) -> int | None:
-        """Commit the run and the resource record that names it, last of `puts`, all or nothing; the record's revision.
-        None if somebody else wrote first."""
-        try:
-            return (await self._state.commit(*(run_puts(run) if run is not None else ()), *puts))[-1]
-        except RevisionConflict:
-            ours = await self._state.run(run.run_id) if run is not None else None
-            if ours is None:
-                return None
-            # All of it is stored: the answer to the first try got lost, and somebody has gone on from it since.
-            found = await self._state.resource(ours.record.type, ours.record.name)
-            return found.revision if found is not None else ours.revision
-
-    def _go_on(self, record: ResourceRecord, run: RunRecord | None) -> None:
-        if run is None:
-            return
-        if record.active is not None and record.active.run_id == run.run_id:
-            self._engine.start(run.run_id)
-        if record.queue or record.deleting or run.status.terminal:
-            self._engine.settle(record.type, record.name)
-
     def _exists(self, record: ResourceRecord) -> Conflict:
         state = "is being deleted" if record.deleting else "exists already"
         return Conflict(f"{record.type}/{record.name} {state}")
-
-
-def _owe(record: ResourceRecord, run: RunRecord | None) -> ResourceRecord:
-    """The record with a run to do: active if nothing is, else at the end of the queue."""
-    if run is None:
-        return record
-    entry = Entry(run_id=run.run_id, event=run.event, generation=run.generation)
-    if record.active is None:
-        return record.model_copy(update={"active": entry})
-    return record.model_copy(update={"queue": (*record.queue, entry)})

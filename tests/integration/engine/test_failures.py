@@ -195,7 +195,7 @@ async def test_a_run_no_resource_names_is_removed(cluster: Cluster, monkeypatch:
     monkeypatch.setattr("conveyor_runtime.engine.sweep.ORPHAN_AGE", timedelta(0))
     await cluster.define("thing")
     record = (await cluster.post("thing", "one")).record
-    orphan = await cluster.intake._new_run(record, "update", None)
+    orphan = await cluster.intake._acceptance.new_run(record, "update", None)
     assert orphan is not None
     await cluster.state.commit(*run_puts(orphan))
     await cluster.sweep.sweep()
