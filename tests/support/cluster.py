@@ -72,7 +72,7 @@ class Cluster:
         """A resource's new spec."""
         return await self.intake.update(Draft(type_, name, spec, pipeline))
 
-    async def add(self, driver: Driver, *, node: str = "", **settings: Any) -> DriverManager:
+    async def add(self, driver: Driver, *, node: str = "", orchestra: Any = None, **settings: Any) -> DriverManager:
         """Start a process's worth of a driver, on a connection of its own; on a pretended node if one is named."""
         bus = await Bus.connect(self.url, name=driver.name)
         self.stack.push_async_callback(bus.close)
@@ -83,7 +83,7 @@ class Cluster:
             results=committers[1],
             logs=committers[2],
             installation="test",
-            orchestra=cast(Any, PretendedOrchestra(node)) if node else None,
+            orchestra=cast(Any, PretendedOrchestra(node)) if node else orchestra,
         )
         manager = DriverManager(driver, DriverSettings(**{"drain_grace": 5.0, "kill_grace": 0.5, **settings}), deps)
         task = asyncio.create_task(manager.run())
