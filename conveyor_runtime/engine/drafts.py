@@ -69,13 +69,16 @@ class DraftChecker:
             raise InvalidInput(problem, [Problem("/pipeline", problem)])
         return plans.plan_pipeline(spec)
 
+    async def plan_of(self, record: ResourceRecord) -> tuple[PlannedStep, ...] | None:
+        """The plan of a stored resource's runs as things are now; None = a direct run. Raises InvalidInput,
+        Unprocessable."""
+        pipeline = await self._definitions.pipeline_of(record)
+        return await self._plan(record.type, pipeline) if pipeline and record.type != PIPELINE else None
+
     async def pipeline_steps(self, record: ResourceRecord) -> tuple[PlannedStep, ...]:
         """The steps of the pipeline a resource has now; none if it has none or it is gone."""
-        pipeline = await self._definitions.pipeline_of(record)
-        if record.type == PIPELINE or not pipeline:
-            return ()
         try:
-            return await self._plan(record.type, pipeline)
+            return await self.plan_of(record) or ()
         except (InvalidInput, Unprocessable):
             return ()
 

@@ -51,17 +51,18 @@ def superseded(record: ResourceRecord, keep_all: bool) -> Iterator[tuple[Entry, 
             yield entry, f"superseded by {next(newer, f'generation {record.generation}')}"
 
 
-def next_record(record: ResourceRecord, ended: Mapping[str, RunRecord], now: datetime) -> ResourceRecord:
-    """The record without its ended entries, the next due one active; the same object if nothing changes."""
-    active = record.active
-    update: dict[str, object] = {}
+def next_record(record: ResourceRecord, ended: Mapping[str, RunRecord | None], now: datetime) -> ResourceRecord:
+    """The record without its ended entries (None = their run is lost), the next due one active; the same object if
+    nothing changes."""
+    active, queue = record.active, tuple(entry for entry in record.queue if entry.run_id not in ended)
+    generations = [run.generation for run in ended.values() if run is not None and run.event != "delete"]
+    update: dict[str, object] = {"ended_generation": max(record.ended_generation, *generations, 0)}
     if active is not None and active.run_id in ended:
         run = ended[active.run_id]
-        update = {"last_run": active.run_id}
-        if run.status is Status.SUCCEEDED and active.event != "delete":
+        update["last_run"] = active.run_id
+        if run is not None and run.status is Status.SUCCEEDED and active.event in _CHANGES:
             update["observed_generation"] = active.generation
         active = None
-    queue = tuple(entry for entry in record.queue if entry.run_id not in ended)
     if active is None:
         active = next((entry for entry in queue if entry.due is None or entry.due <= now), None)
         queue = tuple(entry for entry in queue if entry is not active)
@@ -75,22 +76,6 @@ def may_requeue(record: ResourceRecord, run: RunRecord) -> bool:
     if run.requeue_after is None or run.status is Status.CANCELLED:
         return False
     return run.event == "delete" or not (record.deleting or run.generation < record.generation)
-
-
-def _lost(record: ResourceRecord, entry: Entry, now: datetime) -> RunRecord:
-    """What stands for a run that is named but not stored: without it the resource would wait for it for ever."""
-    log.error("run %s of %s/%s is not stored and counts as ended", entry.run_id, record.type, record.name)
-    return RunRecord(
-        run_id=entry.run_id,
-        type=record.type,
-        name=record.name,
-        event=entry.event,
-        generation=entry.generation,
-        status=Status.ERROR,
-        reason="its record was lost",
-        created_at=now,
-        finished_at=now,
-    )
 
 
 class Settler:
@@ -143,8 +128,9 @@ class Settler:
                 self._start(after.active.run_id)
             return
 
-    async def _end_what_must(self, record: ResourceRecord) -> dict[str, RunRecord]:
-        """End superseded runs, cancel the active one under a delete; the entries' runs that are terminal."""
+    async def _end_what_must(self, record: ResourceRecord) -> dict[str, RunRecord | None]:
+        """End superseded runs, cancel the active one under a delete; the entries' runs that are terminal, None for one
+        that is named but not stored: the resource would wait for it for ever."""
         now = self._transitions.now()
         definition = self._state.view.definition(record.type)
         keep_all = definition is not None and definition.record.queue == "all"
@@ -156,11 +142,12 @@ class Settler:
             )
             if run is not None and not run.status.terminal:
                 self._cancelled(run)
-        ended = {}
+        ended: dict[str, RunRecord | None] = {}
         for entry in record.entries:
             found = await self._transitions.find(entry.run_id)
             if found is None:
-                ended[entry.run_id] = _lost(record, entry, now)
+                log.error("run %s of %s/%s is lost: it is not stored", entry.run_id, record.type, record.name)
+                ended[entry.run_id] = None
             elif found.record.status.terminal:
                 ended[entry.run_id] = found.record
         return ended

@@ -21,6 +21,7 @@ from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.dispatcher import dispatch_id, dispatch_subject
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.purge import Purge
+from conveyor_runtime.engine.resync import Resync
 from conveyor_runtime.errors import BusUnavailable, InfrastructureError, RevisionConflict
 from conveyor_runtime.models import PlannedStep, RunRecord, StepState
 from conveyor_runtime.store import Put, Versioned, keys
@@ -61,6 +62,7 @@ class Sweep:
         self._transitions = engine.transitions
         self._bus = bus
         self._purge = Purge(engine.transitions, bus)
+        self._resync = Resync(engine)
         self._wake = asyncio.Event()
         bus.add_connection_listener(lambda connected: self._wake.set() if connected else None)
 
@@ -80,12 +82,14 @@ class Sweep:
 
     async def sweep(self) -> None:
         """One walk over everything that is not finished. What one thing fails at does not stop the others."""
-        for resource in list(self._state.view.resources()):
+        resources = list(self._state.view.resources())
+        for resource in resources:
             if resource.record.active or resource.record.queue:
                 self._engine.settle(resource.record.type, resource.record.name)
         waiting: dict[str, _Waiting] = {}
         for run_id in sorted(self._state.view.live_runs):
             await self._apart(f"run {run_id}", self._look_at(run_id, waiting))
+        await self._apart("resources to be seen again", self._resync.round(resources))
         await self._apart("leases of dead processes", self._forget_dead_instances())
         await self._apart("old runs", self._purge.round())
 

@@ -28,6 +28,8 @@ class ResourceRecord(Model):
     """`resource.<type>.<name>`: desired state and the runs it owes.
 
     `generation` counts changes of spec or pipeline, `revision` any change (Conveyor's `metadata.version`).
+    `observed_generation` is the newest that a run succeeded with, `ended_generation` the newest that a run ended of,
+    however it ended.
     """
 
     id: str
@@ -39,6 +41,7 @@ class ResourceRecord(Model):
     generation: int = 1
     revision: int = 1
     observed_generation: int = 0
+    ended_generation: int = 0
     created_at: datetime
     updated_at: datetime
     active: Entry | None = None
@@ -178,7 +181,10 @@ class Instance(Model):
 
 
 class DriverRecord(Model):
-    """`driver.<name>`: what a driver serves. `nodes` are those that have ever had an instance of a sandbox driver."""
+    """`driver.<name>`: what a driver serves. `nodes` are those that have ever had an instance of a sandbox driver.
+
+    `resync_period` is how many seconds its resources may go unseen; None = for ever.
+    """
 
     name: str
     types: tuple[str, ...]
@@ -187,6 +193,7 @@ class DriverRecord(Model):
     sandbox: bool = False
     direct: bool = True
     nodes: tuple[str, ...] = ()
+    resync_period: float | None = None
 
     @property
     def foreign(self) -> bool:

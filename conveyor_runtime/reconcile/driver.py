@@ -32,6 +32,9 @@ class Driver:
     there; `backend_of` then names the backend a resource asks for (None = the process's default). `defaults` are spec
     fields used where a resource leaves them out, per type.
 
+    `resync_period` (seconds) asks for a `resync` of each resource of its types that no run has ended of for that long;
+    it is looked at once a minute. It goes to every direct driver of the type that takes `resync`.
+
     Raises ConfigError, saying what is wrong, if it could never work.
     """
 
@@ -43,6 +46,7 @@ class Driver:
     direct: bool = True
     backend_of: Callable[[Resource[Any]], str | None] = lambda resource: None
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    resync_period: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resources", tuple(self.resources))
@@ -57,6 +61,12 @@ class Driver:
         unknown = sorted(set(self.events) - {*EVENTS, "*"})
         if unknown or not self.events:
             raise ConfigError(f"driver {self.name}: events must be among {', '.join(EVENTS)} or *, not {unknown}")
+        if self.resync_period is not None and not (
+            self.resync_period > 0 and self.direct and self.record().takes(self.resources[0], "resync")
+        ):
+            raise ConfigError(
+                f"driver {self.name}: resync_period must be above 0, and is only for direct drivers that take resync"
+            )
         if not callable(self.reconcile):
             raise ConfigError(f"driver {self.name}: reconcile must be a function")
         if len(self._parameters) < 4:
@@ -117,16 +127,21 @@ class Driver:
             sandbox=self.sandbox,
             direct=self.direct,
             nodes=nodes,
+            resync_period=self.resync_period,
         )
 
 
 def driver(
-    name: str, *resources: str, events: tuple[str, ...] | Literal["*"] = ("create", "update"), direct: bool = True
+    name: str,
+    *resources: str,
+    events: tuple[str, ...] | Literal["*"] = ("create", "update"),
+    direct: bool = True,
+    resync_period: float | None = None,
 ) -> Callable[[Reconcile], Driver]:
     """Decorator form: `@driver("my-driver", "my-type")` above a reconcile function makes it a `Driver`."""
 
     def wrap(reconcile: Reconcile) -> Driver:
-        return Driver(name=name, resources=resources, reconcile=reconcile, events=events, direct=direct)
+        return Driver(name, resources, reconcile, events, direct=direct, resync_period=resync_period)
 
     return wrap
 

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from conveyor_runtime.errors import Conflict
-from conveyor_runtime.models import DriverResult, Resource
+from conveyor_runtime.models import DriverResult, Resource, ResourceRecord
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
+from conveyor_runtime.store import Put, keys
 from tests.integration.engine.test_runs import recorder
 from tests.support.cluster import Cluster
 
@@ -163,6 +164,51 @@ async def test_a_failed_delete_keeps_the_resource_until_another_succeeds(cluster
     second = await cluster.intake.delete("thing", "one")
     assert second.run_id != first.run_id
     await cluster.gone("thing", "one")
+
+
+async def test_a_resync_goes_to_the_direct_driver_that_takes_it_when_its_period_is_over(cluster: Cluster) -> None:
+    """Rules 2 and 4."""
+    events: dict[str, list[str]] = {"a": [], "b": []}
+
+    def noting(name: str, **options: object) -> Driver:
+        async def note(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
+            events[name].append(event)
+
+        return Driver(name, ("thing",), note, **options)  # type: ignore[arg-type]
+
+    await cluster.define("thing")
+    await cluster.add(noting("a", events=("create", "resync"), resync_period=0.001))
+    await cluster.add(noting("b"))
+    accepted = await cluster.post("thing", "one")
+    await cluster.ended(accepted.run_id)
+    resource = await cluster.until(lambda: _idle(cluster, accepted.run_id))
+    assert resource.observed_generation == 1
+    await cluster.sweep.sweep()
+    await cluster.until(lambda: _idle(cluster) not in (None, resource))
+    assert events == {"a": ["create", "resync"], "b": ["create"]}
+
+
+async def test_a_resource_whose_run_is_lost_gets_another(cluster: Cluster) -> None:
+    """Rules 2 and 16."""
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    lost = (await cluster.post("thing", "one", "p")).run_id
+    await cluster.state.commit(Put(keys.run(lost), None))
+    await cluster.sweep.sweep()
+    await cluster.until(lambda: _idle(cluster, lost))
+    await cluster.add(recorder("a", calls))
+    await cluster.sweep.sweep()
+    await cluster.until(lambda: _idle(cluster) and len(calls) == 1)
+    assert _idle(cluster, lost) is None
+
+
+def _idle(cluster: Cluster, last_run: str | None = None) -> ResourceRecord | None:
+    """The resource `thing/one` once it owes nothing, after the run `last_run`, if that is given."""
+    found = cluster.state.view.resource("thing", "one")
+    if found is None or found.record.entries or last_run not in (None, found.record.last_run):
+        return None
+    return found.record
 
 
 async def test_requeue_runs_the_same_event_again_later(cluster: Cluster) -> None:

@@ -93,11 +93,27 @@ def test_what_comes_next(record: ResourceRecord, ended: list[str], active: str |
 
 @pytest.mark.parametrize(
     ("active", "status", "observed"),
-    [("update2", Status.SUCCEEDED, 2), ("update2", Status.FAILED, 0), ("delete2", Status.SUCCEEDED, 0)],
+    [
+        ("update2", Status.SUCCEEDED, (2, 2)),
+        ("update2", Status.FAILED, (0, 2)),
+        ("update2", None, (0, 0)),
+        ("resync2", Status.SUCCEEDED, (0, 2)),
+        ("delete2", Status.SUCCEEDED, (0, 0)),
+    ],
 )
-def test_what_an_ended_run_leaves_in_the_record(active: str, status: Status, observed: int) -> None:
-    after = next_record(owing(active), {active: run_of(active, status)}, NOW)
-    assert (after.last_run, after.observed_generation) == (active, observed)
+def test_what_an_ended_run_leaves_in_the_record(active: str, status: Status | None, observed: tuple[int, int]) -> None:
+    run = run_of(active, status, event=active[:-1], generation=2) if status else None
+    after = next_record(owing(active), {active: run}, NOW)
+    assert (after.last_run, (after.observed_generation, after.ended_generation)) == (active, observed)
+
+
+def test_a_run_cancelled_before_its_turn_has_ended_its_generation() -> None:
+    """Rule 2: the sweep must not take it for lost."""
+    cancelled = run_of("update2", Status.CANCELLED, event="update", generation=2)
+    after = next_record(owing("create1", "update2", generation=2), {"update2": cancelled}, NOW)
+    assert (after.active, after.queue, after.ended_generation) == (entry("create1"), (), 2)
+    again = next_record(after, {"create1": run_of("create1")}, NOW)
+    assert (again.entries, again.ended_generation, again.observed_generation) == ((), 2, 1)
 
 
 def test_a_large_resource_lies_in_a_key_of_its_own() -> None:
