@@ -18,8 +18,21 @@ import pytest
 from conveyor_runtime.bus import Bus, EmbeddedServer
 from conveyor_runtime.bus.streams import ensure_streams
 from conveyor_runtime.errors import BusError
+from tests.support.required import UnknownPartError, absent
 
 StartServer = Callable[..., Awaitable[EmbeddedServer]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """End a run at once whose machine lacks what CONVEYOR_REQUIRE names."""
+    if hasattr(config, "workerinput"):
+        return  # the process that started this one has looked
+    try:
+        lacking = absent()
+    except UnknownPartError as error:
+        raise pytest.UsageError(str(error)) from None
+    if lacking:
+        raise pytest.UsageError(f"CONVEYOR_REQUIRE names what is missing here: {', '.join(lacking)}")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import tarfile
@@ -18,17 +17,11 @@ from typing import Any
 import docker
 import pytest
 
+from tests.support.required import missing
+
 IMAGE = "conveyor-test/busybox"
 
 docker_module: Any = docker
-
-
-def missing(what: str, reason: str) -> None:
-    """Skip, or fail where this part is required."""
-    required = {part.strip().casefold() for part in os.environ.get("CONVEYOR_REQUIRE", "").split(",")}
-    if what in required:
-        pytest.fail(f"{what} is required: {reason}")
-    pytest.skip(f"no {what}: {reason}")
 
 
 @pytest.fixture(scope="session")

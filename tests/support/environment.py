@@ -7,7 +7,8 @@ network and mount namespaces of its own. dockerd rewrites the firewall chains an
 lets it start next to any other dockerd, and what makes its bridge, rules and mounts vanish with it. The price: COMMAND
 reaches loopback and its containers, and no other host. Tests need no more.
 
-Nothing here fails the run: what is missing is said, and the tests skip, or fail if CONVEYOR_REQUIRE names it.
+What is missing is said and fails nothing here: the tests skip, or fail if CONVEYOR_REQUIRE names it (`required`). Only
+a word there that nobody knows ends it at once, with exit code 2.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from typing import IO, Any
 
 from docker.client import DockerClient
 
+from tests.support.required import UnknownPartError, required
+
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
 INSIDE = "--inside-namespaces"
@@ -46,6 +49,11 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(__doc__)
     if arguments[0] == INSIDE:
         sys.exit(run_beside_private_docker(arguments[1:]))
+    try:
+        required()
+    except UnknownPartError as error:
+        say(str(error))
+        sys.exit(2)
     command = prepared(list(arguments))
     os.execvp(command[0], command)
 
