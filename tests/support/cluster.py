@@ -8,15 +8,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from conveyor_runtime.bus import Bus, Committer, Puller, Slots
-from conveyor_runtime.bus.consumers import ensure_consumer
-from conveyor_runtime.config import DriverSettings
+from conveyor_runtime.bus import Bus, Committer
+from conveyor_runtime.config import ApiSettings, DriverSettings
+from conveyor_runtime.daemon.control import Control, connect, control_plane
 from conveyor_runtime.engine import Accepted, Draft, Engine, Intake, describe_run
 from conveyor_runtime.engine.sweep import Sweep
 from conveyor_runtime.models import LogLine, ResourceDefinition, Run
 from conveyor_runtime.reconcile import Driver, DriverManager
 from conveyor_runtime.reconcile.manager import ManagerDeps
-from conveyor_runtime.store import KvStore, LogStore, State, View
+from conveyor_runtime.store import KvStore, LogStore, State
 
 
 @dataclass
@@ -40,7 +40,7 @@ class PretendedOrchestra:
 
 @dataclass
 class Cluster:
-    """One engine on a bus; `add` drivers, `post` resources, `ended` waits for a run's end."""
+    """One control plane on a bus; `add` drivers, `post` resources, `ended` waits for a run's end."""
 
     bus: Bus
     state: State
@@ -143,26 +143,27 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster_on(url: str) -> AsyncIterator[Cluster]:
-    """An engine on the bus at `url`, whose streams exist."""
+    """The product's own control plane on the bus at `url`; a part of it that fails, fails the test."""
     async with AsyncExitStack() as stack:
-        bus = await Bus.connect(url, name="engine")
+        bus = await connect(url, name="engine")
         stack.push_async_callback(bus.close)
-        committer, messages = Committer(bus, "KV_cv-state"), Committer(bus, "messages")
-        store = KvStore(bus, committer)
-        view = View(store)
-        state = State(store, view)
+        started: asyncio.Future[Control] = asyncio.get_running_loop().create_future()
+        over = asyncio.Event()
 
-        async def make() -> None:
-            await ensure_consumer(bus, "cv-results", "cv-engine", filters=["pipelines.>"], max_ack_pending=20_000)
+        async def serve() -> None:
+            async with control_plane(bus, ApiSettings(port=0)) as control:
+                started.set_result(control)
+                await over.wait()
 
-        await make()
-        await view.start()
-        stack.push_async_callback(view.stop)
-        engine = Engine(state, bus, messages, Puller(bus, "cv-results", "cv-engine", Slots(256), on_missing=make))
-        sweep = Sweep(engine, bus)
-        cluster = Cluster(bus, state, engine, Intake(engine), sweep, stack, url=url)
-        loops = [engine.run(), engine.liveness.run(), engine.foreign.run(), sweep.run()]
-        tasks = [asyncio.create_task(loop) for loop in loops]
+        # A task of its own: when a part fails, the block is cancelled, and a fixture's task is none that can be.
+        serving = asyncio.create_task(serve())
+        waits: set[asyncio.Future[Any]] = {serving, started}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            await serving
+        services = started.result().services
+        sweep = Sweep(services.engine, bus)
+        cluster = Cluster(bus, services.state, services.engine, services.intake, sweep, stack, url=url)
         try:
             yield cluster
         finally:
@@ -171,9 +172,5 @@ async def cluster_on(url: str) -> AsyncIterator[Cluster]:
                 manager.drain()
             if cluster.managers:
                 await asyncio.wait([task for _, task in cluster.managers])
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            await engine.close()
-            failed = [task.exception() for task in tasks if not task.cancelled()]
-            assert not failed, failed
+            over.set()
+            await serving
