@@ -15,6 +15,7 @@ from conveyor_runtime.bus.errors import ApiError
 from conveyor_runtime.bus.link import Link
 from conveyor_runtime.errors import BusError, BusUnavailable
 from conveyor_runtime.kit.backoff import Backoff
+from conveyor_runtime.telemetry import metrics
 
 __all__ = ["Bus"]
 
@@ -27,11 +28,6 @@ ATTEMPT = 5.0
 
 class Bus(Link):
     """A connection to NATS that comes back by itself. Make it with `await Bus.connect(url, name=...)`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dropped = 0
-        """Messages `publish_core` has thrown away."""
 
     async def request(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
@@ -93,11 +89,11 @@ class Bus(Link):
         """Send without storing and without asking: dropped, and counted, when it cannot leave at once."""
         try:
             if self.unsent() > DROPPABLE_BUFFER:
-                self.dropped += 1
+                metrics.BUS_DROPPED.inc()
             else:
                 self.send(self.frame(wire.Message(subject, data)))
         except BusError:
-            self.dropped += 1
+            metrics.BUS_DROPPED.inc()
 
     async def subscribe_core(self, subject: str, callback: Callable[[Msg], None]) -> Callable[[], Awaitable[None]]:
         """Call `callback` with every message on `subject` while connected; returns how to unsubscribe.

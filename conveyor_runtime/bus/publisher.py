@@ -53,8 +53,6 @@ class CommitStats:
     """Atomic batches stored."""
     refused: int = 0
     """Single publishes and batches the stream said no to."""
-    largest_batch: int = 0
-    """Messages in the largest batch stored."""
 
 
 class Committer:
@@ -157,7 +155,6 @@ class Committer:
 
     def _stored_batch(self, flight: Flight, ack: PubAck) -> None:
         self.stats.batches += 1
-        self.stats.largest_batch = max(self.stats.largest_batch, flight.count)
         seq = ack.seq - flight.count  # members are contiguous, and the answer has the last one's
         for unit in flight.units:
             receipts = []

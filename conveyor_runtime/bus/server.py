@@ -24,6 +24,7 @@ from conveyor_runtime.bus.server_setup import (
 from conveyor_runtime.errors import BusError, BusUnavailable, ConfigError
 from conveyor_runtime.kit.backoff import Backoff
 from conveyor_runtime.kit.child import end_with_parent
+from conveyor_runtime.telemetry import metrics
 
 __all__ = ["EmbeddedServer"]
 
@@ -56,8 +57,6 @@ class EmbeddedServer:
         self._lock: int | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self.restarts = 0
-        """How often the server died and was started again."""
 
     @property
     def url(self) -> str:
@@ -202,7 +201,7 @@ class EmbeddedServer:
             if time.monotonic() - began > HEALTHY:
                 backoff.reset()
             await asyncio.sleep(backoff.next())
-            self.restarts += 1
+            metrics.BUS_RESTARTS.inc()
             try:
                 await self._launch()
             except (BusError, ConfigError, OSError) as exc:

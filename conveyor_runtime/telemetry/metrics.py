@@ -69,6 +69,16 @@ RECONCILE_SECONDS = Histogram(
 LOG_LINES = Counter("conveyor_log_lines", "Log lines of runs stored by this process.", registry=REGISTRY)
 
 BUS_CONNECTED = Gauge("conveyor_bus_connected", "1 while connected to the bus, else 0.", registry=REGISTRY)
+BUS_DROPPED = Counter(
+    "conveyor_bus_dropped_messages",
+    "Unstored messages (live lines, hints) thrown away because they could not leave at once.",
+    registry=REGISTRY,
+)
+BUS_RESTARTS = Counter(
+    "conveyor_bus_server_restarts",
+    "Times the embedded nats-server ended by itself and was started again.",
+    registry=REGISTRY,
+)
 
 ProcessCollector(registry=REGISTRY)
 
