@@ -52,11 +52,17 @@ class LogFilter:
         return self.pipeline == (run.record.pipeline if run else line.pipeline)
 
 
+#: Members every line is sent with: Conveyor's five.
+_ALWAYS = frozenset({"runid", "driver", "pipeline", "timestamp", "message"})
+_DEFAULTS = {name: field.get_default(call_default_factory=True) for name, field in LogLine.model_fields.items()}
+
+
 def line_fields(entry: LogEntry) -> dict[str, Any]:
     """A line as it is sent: its id (to read on from), Conveyor's five members, and what else it has."""
-    line = entry.line
-    five = {key: getattr(line, key) for key in ("runid", "driver", "pipeline", "timestamp", "message")}
-    return {**five, **line.model_dump(mode="json", exclude_defaults=True), "id": entry.seq}
+    # By hand: its members are JSON as they are, and this is done for every line of every reader.
+    fields = {key: value for key, value in vars(entry.line).items() if key in _ALWAYS or value != _DEFAULTS[key]}
+    fields["id"] = entry.seq
+    return fields
 
 
 @router.get("/logs", response_model=list[dict[str, Any]])

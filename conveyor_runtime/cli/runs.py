@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -188,21 +188,22 @@ def logs(
             raise CliError(f"run {run.run_id} has no step {step}", f"its steps are {', '.join(steps)}")
         printer = LinePrinter(sys.stdout, steps=steps, prefix=not step, timestamps=timestamps)
 
-        def show(line: LoggedLine) -> None:
-            if step and line.step != step:
-                return
+        def show(lines: Sequence[LoggedLine]) -> None:
+            wanted = [line for line in lines if not step or line.step == step]
             if output is Format.JSON:
-                print(line.model_dump_json(by_alias=True), flush=True)
+                sys.stdout.write("".join(f"{line.model_dump_json(by_alias=True)}\n" for line in wanted))
+                sys.stdout.flush()
             else:
-                printer.print(line)
+                printer.print_all(wanted)
 
         if follow:
             async with contextlib.aclosing(client.follow_logs(run.run_id)) as lines:
                 async for line in lines:
-                    show(line)
+                    show((line,))
             return
-        for line in await client.logs(run.run_id):
-            show(line)
+        async with contextlib.aclosing(client.log_pages(run.run_id)) as pages:
+            async for page in pages:
+                show(page)
 
     ask(ctx, api_url, token, question)
 

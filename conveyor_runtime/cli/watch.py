@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from conveyor_runtime.cli.errors import say
@@ -38,9 +38,11 @@ class LinePrinter:
         self, file: TextIO, *, steps: tuple[str, ...] = (), prefix: bool = True, timestamps: bool = False
     ) -> None:
         self._file = file
+        self._terminal = file.isatty()
         self._prefix = prefix
         self._timestamps = timestamps
         self._colours: dict[str, str] = {}
+        self._prefixes: dict[str, str] = {}
         self._attempts: dict[str, tuple[int, int]] = {}
         self._width = max((len(step) for step in steps), default=0)
         for step in steps:
@@ -48,22 +50,38 @@ class LinePrinter:
 
     def print(self, line: LoggedLine) -> None:
         """Print one line, at once; before the first of another attempt or takeover of its step, one that says so."""
+        self.print_all((line,))
+
+    def print_all(self, lines: Iterable[LoggedLine]) -> None:
+        """Print several at once."""
+        self._file.write("".join(text for line in lines for text in self._texts(line)))
+        self._file.flush()
+
+    def _texts(self, line: LoggedLine) -> Iterator[str]:
         if line.attempt:
             attempt = (line.attempt, line.takeover)
             if attempt != self._attempts.get(line.step, (1, 0)):
-                self._print(line, _beginning(*attempt))
+                yield self._text(line, _beginning(*attempt))
             self._attempts[line.step] = attempt
-        self._print(line, clean(line.message, keep_colour=self._file.isatty()))
+        yield self._text(line, clean(line.message, keep_colour=self._terminal))
 
-    def _print(self, line: LoggedLine, text: str) -> None:
+    def _text(self, line: LoggedLine, text: str) -> str:
         if self._timestamps:
             at = line.at
             text = f"{at.isoformat(timespec='milliseconds') if at else '-'} {text}"
         if self._prefix:
-            step = clean(line.step or line.driver)
-            self._width = max(self._width, len(step))
-            text = f"{colour(f'[{step}]', self._colour(step), self._file)}{' ' * (self._width - len(step))} {text}"
-        print(text, file=self._file, flush=True)
+            text = f"{self._prefix_of(line.step or line.driver)} {text}"
+        return f"{text}\n"
+
+    def _prefix_of(self, step: str) -> str:
+        if step not in self._prefixes:
+            shown = clean(step)
+            if len(shown) > self._width:
+                self._width = len(shown)
+                self._prefixes.clear()
+            coloured = colour(f"[{shown}]", self._colour(shown), self._file)
+            self._prefixes[step] = f"{coloured}{' ' * (self._width - len(shown))}"
+        return self._prefixes[step]
 
     def _colour(self, step: str) -> str:
         return self._colours.setdefault(step, _COLOURS[len(self._colours) % len(_COLOURS)])

@@ -10,8 +10,14 @@ from urllib.parse import quote
 import httpx2
 from pydantic import ValidationError
 
-from conveyor_runtime.client.errors import NotFoundError, ServerFaultError, UnavailableError, UnreachableError
-from conveyor_runtime.client.follow import Absence, follow
+from conveyor_runtime.client.errors import (
+    NotFoundError,
+    ServerFaultError,
+    UnavailableError,
+    UnreachableError,
+    not_understood,
+)
+from conveyor_runtime.client.follow import Absence, follow, stored_pages
 from conveyor_runtime.client.models import Applied, Deleted, DriverInfo, LoggedLine, Pipeline, ResourceInfo
 from conveyor_runtime.client.transport import Transport
 from conveyor_runtime.kit.backoff import Backoff
@@ -182,13 +188,11 @@ class Client:
 
     async def logs(self, run_id: str, *, after: int = 0) -> list[LoggedLine]:
         """The lines stored so far, behind id `after`."""
-        lines: list[LoggedLine] = []
-        while True:
-            response = await self._transport.send("GET", "/logs", params={"runid": run_id, "after": str(after)})
-            lines += [_parsed(LoggedLine, line) for line in response.json()]
-            if "Conveyor-Next" not in response.headers:
-                return lines
-            after = int(response.headers["Conveyor-Next"])
+        return [line async for page in self.log_pages(run_id, after=after) for line in page]
+
+    def log_pages(self, run_id: str, *, after: int = 0) -> AsyncGenerator[Sequence[LoggedLine]]:
+        """The lines stored so far, behind id `after`, some thousand at a time: a long log need not fit into memory."""
+        return stored_pages(self._transport, run_id, after=after)
 
     def follow_logs(
         self, run_id: str, *, after: int = 0, driver: str = "", patience: float = 120.0
@@ -254,4 +258,4 @@ def _parsed(model: type[M], value: Any) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise ServerFaultError(f"the answer is not what this version understands: {error}") from None
+        raise not_understood(error) from None

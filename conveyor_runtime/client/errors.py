@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from conveyor_runtime.errors import ConveyorError, Problem
 
 
@@ -66,3 +68,8 @@ _BY_STATUS: dict[int, type[ClientError]] = {
 def error_class(status: int) -> type[ClientError]:
     """The class of an answer's status."""
     return _BY_STATUS.get(status, ServerFaultError if status >= 500 or status < 400 else InvalidRequestError)
+
+
+def not_understood(error: ValidationError) -> ServerFaultError:
+    """What to raise for an answer that is not what the API of this version answers."""
+    return ServerFaultError(f"the answer is not what this version understands: {error}")

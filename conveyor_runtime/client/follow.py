@@ -1,4 +1,4 @@
-"""Follows a run's log through restarts of the server: every line once, in order, to the run's end."""
+"""Reads a run's log: what is stored page by page; live through restarts of the server, every line once, in order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator
 
 import httpx2
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
-from conveyor_runtime.client.errors import ClientError, UnavailableError, UnreachableError
+from conveyor_runtime.client.errors import ClientError, UnavailableError, UnreachableError, not_understood
 from conveyor_runtime.client.models import LoggedLine
 from conveyor_runtime.client.transport import Transport
 from conveyor_runtime.kit.backoff import Backoff
@@ -19,6 +20,9 @@ SILENCE = 45.0
 
 #: Seconds to wait for a server that has not answered once.
 STRANGER = 2.0
+
+
+_LINES = TypeAdapter(list[LoggedLine])
 
 
 class Absence:
@@ -44,6 +48,28 @@ class Absence:
         if now - self._since >= self._patience:
             raise error
         await asyncio.sleep(min(self._backoff.next(), self._patience))
+
+
+async def stored_pages(transport: Transport, run_id: str, *, after: int) -> AsyncGenerator[list[LoggedLine]]:
+    """The lines stored so far, behind id `after`, a page at a time. Raises ClientError."""
+
+    def ask(after: int | str) -> asyncio.Task[httpx2.Response]:
+        return asyncio.create_task(transport.send("GET", "/logs", params={"runid": run_id, "after": str(after)}))
+
+    asked: asyncio.Task[httpx2.Response] | None = ask(after)
+    try:
+        while asked is not None:
+            response = await asked
+            # The server works on the next page while this one is read, in a thread so that the request goes out.
+            asked = ask(response.headers["Conveyor-Next"]) if "Conveyor-Next" in response.headers else None
+            try:
+                yield await asyncio.to_thread(_LINES.validate_json, response.content)
+            except ValidationError as error:
+                raise not_understood(error) from None
+    finally:
+        if asked is not None:
+            asked.cancel()
+            await asyncio.wait([asked])
 
 
 async def follow(transport: Transport, path: str, *, after: int, patience: float) -> AsyncGenerator[LoggedLine]:

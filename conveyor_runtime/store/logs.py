@@ -78,6 +78,12 @@ class LogFollower:
         ending = asyncio.ensure_future(self._find_end()) if self._ended is not None else None
         upcoming: asyncio.Task[StoredMsg] | None = None
         try:
+            while self._until is not None and self._at < self._until:
+                # Nothing else to wait for, so no task: this is done for every line there is.
+                message = await anext(messages)
+                self._at = message.seq
+                if (line := _decode(message)) is not None and self._new(line):
+                    yield LogEntry(message.seq, line)
             while self._until is None or self._at < self._until:
                 upcoming = upcoming or asyncio.ensure_future(anext(messages))
                 waiting = {upcoming, ending} if ending and self._until is None else {upcoming}

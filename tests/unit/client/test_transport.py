@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -309,3 +310,29 @@ async def test_models_know_what_the_api_answers() -> None:
                 for step, known_step in zip(theirs, ours, strict=True):
                     assert {key: known_step[key] for key in step} == step
             assert {key: known[key] for key in answered} == answered, path
+
+
+async def test_a_long_log_comes_page_by_page() -> None:
+    server = Server(
+        httpx2.Response(200, json=[{"message": "a", "id": 1}], headers={"Conveyor-Next": "1"}),
+        httpx2.Response(200, json=[{"message": "b", "id": 2}], headers={"Conveyor-Next": "2"}),
+        httpx2.Response(200, json=[{"message": "c", "id": 3}]),
+    )
+    async with server.client() as client:
+        pages = [[line.message for line in page] async for page in client.log_pages("r")]
+    assert pages == [["a"], ["b"], ["c"]]
+    assert [request.url.params["after"] for request in server.requests] == ["0", "1", "2"]
+
+
+async def test_who_has_read_enough_of_a_log_leaves_no_request_behind() -> None:
+    more = httpx2.Response(200, json=[{"message": "a", "id": 1}], headers={"Conveyor-Next": "1"})
+    async with Server(more).client() as client:
+        async with contextlib.aclosing(client.log_pages("r")) as pages:
+            await anext(pages)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_log_that_is_none_is_said_so() -> None:
+    async with Server(httpx2.Response(200, json={"no": "list"})).client() as client:
+        with pytest.raises(ServerFaultError, match="not what this version understands"):
+            await client.logs("r")
