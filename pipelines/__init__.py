@@ -7,7 +7,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-__all__ = ["defaults", "definition", "definitions", "load", "pipeline", "pipelines", "samples"]
+__all__ = ["defaults", "definition", "definitions", "load", "pipeline", "pipelines"]
 
 
 def load(*path: str) -> Any:
@@ -33,11 +33,6 @@ def pipeline(name: str) -> dict[str, Any]:
 def pipelines() -> list[str]:
     """Names of all pipelines."""
     return _names("pipelines")
-
-
-def samples() -> list[str]:
-    """Names of all sample resources; `load("samples", f"{name}.yaml")` has the content."""
-    return _names("samples")
 
 
 def defaults() -> dict[str, dict[str, Any]]:

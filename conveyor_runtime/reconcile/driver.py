@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel
-
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.models import NAME_RULE, DriverRecord, Resource, is_name
 from conveyor_runtime.reconcile.context import RunContext
@@ -109,14 +107,6 @@ class Driver:
         raise ConfigError(
             f"driver {self.name}: payload must be annotated str, Resource or Resource[YourSpec], not {hint}"
         )
-
-    @cached_property
-    def spec_type(self) -> type[BaseModel] | None:
-        """The typed spec of `Resource[MySpec]`, if there is one; its JSON Schema can serve as the definition's."""
-        if self.payload_type is str:
-            return None
-        hint: object = self.payload_type.model_fields["spec"].annotation  # type: ignore[union-attr]
-        return hint if inspect.isclass(hint) and issubclass(hint, BaseModel) else None
 
     def record(self, nodes: tuple[str, ...] = ()) -> DriverRecord:
         """What is registered in the state for everybody to see."""

@@ -249,11 +249,6 @@ class View:
             if found is not None:
                 yield (parts[1], int(parts[2]), int(parts[3])), found.record
 
-    def claims(self) -> Iterator[tuple[str, Claim]]:
-        """Every claim with its run id."""
-        for parts, versioned in self._all("claim", Claim):
-            yield parts[0], versioned.record
-
     def instances(self) -> Iterator[Versioned[Instance]]:
         """All leases known."""
         for _, versioned in self._all("instance", Instance):

@@ -18,7 +18,6 @@ from conveyor_runtime.orchestra import BackendSettings, Orchestra
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
 from conveyor_runtime.security.redaction import Redactor
 from drivers import builder, container_start, container_stop, git_cloner
-from drivers.spec import BuildSpec
 from tests.support.docker import busybox, docker_engine
 
 __all__ = ["busybox", "docker_engine"]
@@ -80,12 +79,9 @@ class Run:
         """Call a driver; spec is checked as the runtime does before user code."""
         driver: Driver = DRIVERS[name]
         found = {"repository": "https://example.org/r.git", "backend": self.backend, "image": self.image, **spec}
-        resource: Resource[Any]
         base = {"name": "r", "resource": "ci-build", "metadata": self.metadata}
-        if driver.spec_type is None:
-            resource = Resource.model_validate({**base, "spec": found})
-        else:
-            resource = Resource[BuildSpec].model_validate({**base, "spec": found})
+        payload = cast("type[Resource[Any]]", driver.payload_type)
+        resource = payload.model_validate({**base, "spec": found})
         logger = cast(DriverLogger, self.log)
         context = context or self.context(name, attempt, takeover)
         result: DriverResult = await driver.reconcile(resource, "create", self.run_id, logger, context)

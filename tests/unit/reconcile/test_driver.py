@@ -80,22 +80,22 @@ def test_an_annotation_nobody_can_serve_is_refused(reconcile: Callable[..., Any]
 
 
 @pytest.mark.parametrize(
-    ("reconcile", "payload", "spec", "is_async", "context"),
+    ("reconcile", "payload", "is_async", "context"),
     [
-        (plain, str, None, False, False),
-        (untyped, str, None, False, False),
-        (typed, Resource[Spec], Spec, False, False),
-        (whole, Resource, None, False, True),
-        (in_loop, str, None, True, False),
-        (Called(), Resource[Spec], Spec, True, False),
-        (partial(typed), Resource[Spec], Spec, False, False),
+        (plain, str, False, False),
+        (untyped, str, False, False),
+        (typed, Resource[Spec], False, False),
+        (whole, Resource, False, True),
+        (in_loop, str, True, False),
+        (Called(), Resource[Spec], True, False),
+        (partial(typed), Resource[Spec], False, False),
     ],
 )
 def test_what_is_read_from_the_function(
-    reconcile: Callable[..., Any], payload: Any, spec: Any, is_async: bool, context: bool
+    reconcile: Callable[..., Any], payload: Any, is_async: bool, context: bool
 ) -> None:
     made = Driver("d", ("thing",), reconcile)
-    assert (made.payload_type, made.spec_type, made.is_async, made.takes_context) == (payload, spec, is_async, context)
+    assert (made.payload_type, made.is_async, made.takes_context) == (payload, is_async, context)
 
 
 def test_the_decorator_makes_the_same_driver() -> None:

@@ -69,7 +69,7 @@ def test_claims_are_found_by_their_run(view: View) -> None:
     for takeover, revision in ((0, 4), (1, 5)):
         view.apply(Change(keys.claim("r", "s", 1, takeover), None, revision))
     assert list(view.claims_of("r")) == [] and view.claim("r", "s", 1, 1) is None
-    assert [run_id for run_id, _ in view.claims()] == ["q"]
+    assert [numbers for numbers, _ in view.claims_of("q")] == [("s", 2, 0)]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_claims_are_found_by_their_run(view: View) -> None:
 )
 def test_a_key_somebody_else_made_does_no_harm(view: View, key: str) -> None:
     view.apply(Change(key, b"\xff not ours", 1))
-    assert view.run_ids() == [] and list(view.resources()) == [] and list(view.claims()) == []
+    assert view.run_ids() == [] and list(view.resources()) == [] and list(view.claims_of("a")) == []
 
 
 @pytest.mark.parametrize("key", ["resource.a.b", "claim.a.b.1.0", "instance.i", "driver.d"])
@@ -87,7 +87,7 @@ def test_what_cannot_be_decoded_is_set_aside_with_one_warning(
     for revision, value in enumerate((b'{"of": "a newer version"}', b"\xff not ours"), 1):
         view.apply(Change(key, value, revision))
         for _ in range(2):
-            assert not [*view.resources(), *view.claims(), *view.claims_of("a"), *view.instances()]
+            assert not [*view.resources(), *view.claims_of("a"), *view.instances()]
             assert not view.drivers() and view.resource("a", "b") is None
             assert view.claim("a", "b", 1, 0) is None and view.instance("i") is None and view.driver("d") is None
         assert len(caplog.records) == revision and f"{key} (revision {revision})" in caplog.text
