@@ -10,13 +10,10 @@ from collections.abc import Callable
 from conveyor_runtime.bus import Bus
 from conveyor_runtime.errors import InfrastructureError
 from conveyor_runtime.kit import identity
-from conveyor_runtime.models import ENGINE, Instance
+from conveyor_runtime.models import ENGINE, LEASE_SILENCE, Instance
 from conveyor_runtime.store import Put, State, keys
 
 log = logging.getLogger(__name__)
-
-#: Seconds a lease may stay unchanged, seen by a connected observer, before its process counts as dead.
-LEASE_SILENCE = 45.0
 
 #: Seconds between two looks at the processes of this machine.
 _NEIGHBOUR_PERIOD = 1.0

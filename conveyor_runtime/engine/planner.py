@@ -14,6 +14,7 @@ from conveyor_runtime.engine import steps
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.kit.backoff import exponential
 from conveyor_runtime.models import (
+    LONGEST_REQUEUE,
     Cancel,
     Claim,
     PlannedStep,
@@ -34,9 +35,6 @@ MAX_ATTEMPTS = 3
 
 #: Seconds before the second attempt; doubled for the third.
 RETRY_INITIAL = 1.0
-
-#: Seconds a driver may put off its next run; more cannot be told from never.
-LONGEST_REQUEUE = 366 * 86400.0
 
 
 def advance(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:

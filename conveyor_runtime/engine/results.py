@@ -18,7 +18,7 @@ from conveyor_runtime.bus import Bus, Delivery
 from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import BusUnavailable, RevisionConflict
-from conveyor_runtime.models import PipelineEvent, RunRecord, Status, StepResult, is_name
+from conveyor_runtime.models import MAX_DATA, PipelineEvent, RunRecord, Status, StepResult, is_name
 from conveyor_runtime.models.message import (
     H_ATTEMPT,
     H_RESULT,
@@ -35,9 +35,6 @@ log = logging.getLogger(__name__)
 
 #: Bytes of a result's data kept in the run record; more lies in a key of its own.
 _INLINE = 4 * 1024
-
-#: Bytes of a result's data at most.
-MAX_DATA = 64 * 1024
 
 
 def run_id_of(delivery: Delivery) -> str | None:

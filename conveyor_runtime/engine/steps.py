@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from conveyor_runtime.engine.plans import Fleet
-from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord, Status, StepResult, StepState
+from conveyor_runtime.models import (
+    LONGEST_MESSAGE,
+    PlannedStep,
+    ResourceRecord,
+    RunRecord,
+    Status,
+    StepResult,
+    StepState,
+)
 
 #: Steps with an attempt under way, in the order of the plan.
 OpenSteps = Iterable[tuple[PlannedStep, StepState]]
-
-#: Characters of a message or reason kept in a run record; whoever wrote it may have written megabytes.
-LONGEST_MESSAGE = 1000
 
 #: How a step ends that did not go well.
 BAD = (Status.TIMED_OUT, Status.ERROR, Status.FAILED, Status.CANCELLED)

@@ -17,9 +17,10 @@ from conveyor_runtime.models.log import LogLine
 from conveyor_runtime.models.message import DriverMessage, DriverResultEvent, PipelineEvent
 from conveyor_runtime.models.pipeline import PipelineSpec, Step
 from conveyor_runtime.models.resource import Resource, ResourceDefinition
-from conveyor_runtime.models.result import DriverResult, Status, StepResult
+from conveyor_runtime.models.result import LONGEST_MESSAGE, LONGEST_REQUEUE, MAX_DATA, DriverResult, Status, StepResult
 from conveyor_runtime.models.run import (
     ENGINE,
+    LEASE_SILENCE,
     Cancel,
     Claim,
     DriverRecord,
@@ -35,6 +36,10 @@ from conveyor_runtime.models.view import Run, RunResource, RunStep
 
 __all__ = [
     "ENGINE",
+    "LEASE_SILENCE",
+    "LONGEST_MESSAGE",
+    "LONGEST_REQUEUE",
+    "MAX_DATA",
     "NAME_RULE",
     "Cancel",
     "Claim",

@@ -8,6 +8,15 @@ from typing import Any
 
 from conveyor_runtime.models.base import Model
 
+#: Bytes of a result's data as JSON, at most.
+MAX_DATA = 64 * 1024
+
+#: Characters of a message or reason kept in a run record; whoever wrote it may have written megabytes.
+LONGEST_MESSAGE = 1000
+
+#: Seconds a driver may put off its next run; more cannot be told from never.
+LONGEST_REQUEUE = 366 * 86400.0
+
 
 class Status(StrEnum):
     """The state of a run or a step.

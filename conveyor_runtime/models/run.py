@@ -162,6 +162,10 @@ class Claim(Model):
     why: str = ""
 
 
+#: Seconds a lease may stay unchanged before its process counts as dead.
+LEASE_SILENCE = 45.0
+
+
 class Instance(Model):
     """`instance.<id>`: the lease of one driver process, rewritten every 5 s."""
 

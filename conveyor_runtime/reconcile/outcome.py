@@ -19,16 +19,7 @@ from conveyor_runtime.errors import (
     TaskTimedOut,
     TerminalError,
 )
-from conveyor_runtime.models import DriverResult, Status
-
-#: Bytes of a result's data as JSON, at most.
-MAX_DATA = 64 * 1024
-
-#: Seconds a driver may put off its next run.
-_LONGEST_REQUEUE = 366 * 86400.0
-
-#: Characters of a message, at most: it lies in the run record.
-_MAX_MESSAGE = 1000
+from conveyor_runtime.models import LONGEST_MESSAGE, LONGEST_REQUEUE, MAX_DATA, DriverResult, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +44,7 @@ def of_return(value: object) -> Outcome:
     if (wrong := _wrong_with(value.data)) is not None:
         return Outcome(Status.ERROR, wrong)
     again = value.requeue_after
-    if again is not None and not 0 <= again <= _LONGEST_REQUEUE:
+    if again is not None and not 0 <= again <= LONGEST_REQUEUE:
         return Outcome(Status.ERROR, f"requeue_after is {again}; it must be seconds from 0 to a year")
     status = Status.SUCCEEDED if value.success else Status.FAILED
     return Outcome(status, _short(value.message), value.data, requeue_after=value.requeue_after)
@@ -114,4 +105,4 @@ def _wrong_with(data: object) -> str | None:
 def _short(message: str) -> str:
     # A file name that is no UTF-8 leaves halves of characters behind, which no JSON can hold.
     message = message.encode("utf-8", "replace").decode()
-    return message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 3] + "..."
+    return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 3] + "..."

@@ -10,11 +10,11 @@ from conveyor_runtime.bus.consumers import ensure_consumer, list_consumers
 from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.errors import ConfigError, RevisionConflict
 from conveyor_runtime.kit import identity
-from conveyor_runtime.models import Instance, utc_now
+from conveyor_runtime.models import LEASE_SILENCE, Instance, utc_now
 from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.store import Put, State, keys
 
-_ALIVE = timedelta(seconds=45)
+_ALIVE = timedelta(seconds=LEASE_SILENCE)
 
 
 class Registration:

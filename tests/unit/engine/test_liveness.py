@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from conveyor_runtime.engine.liveness import LEASE_SILENCE
 from conveyor_runtime.engine.nodes import NODE_GONE
 from conveyor_runtime.kit import identity
+from conveyor_runtime.models import LEASE_SILENCE
 from tests.unit.engine.world import Watcher
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from conveyor_runtime.engine import planner, plans, steps
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import (
+    LONGEST_REQUEUE,
     Claim,
     DriverRecord,
     Entry,
@@ -180,7 +181,7 @@ def test_a_foreign_result_keeps_when_its_work_began() -> None:
     assert take(run, "a", at=ABZ).steps["a"].started_at == NOW
 
 
-@pytest.mark.parametrize(("asked", "kept"), [(5.0, 5.0), (0.0, 0.0), (-3.0, 0.0), (1e300, planner.LONGEST_REQUEUE)])
+@pytest.mark.parametrize(("asked", "kept"), [(5.0, 5.0), (0.0, 0.0), (-3.0, 0.0), (1e300, LONGEST_REQUEUE)])
 def test_a_requeue_is_kept_within_bounds(asked: float, kept: float) -> None:
     assert take(started("a"), "a", at=ABZ, requeue_after=asked).requeue_after == kept
 

@@ -20,10 +20,10 @@ from conveyor_runtime.errors import (
     TaskTimedOut,
     TerminalError,
 )
-from conveyor_runtime.models import DriverResult, Status
+from conveyor_runtime.models import MAX_DATA, DriverResult, Status
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext, outcome
 from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError, Threads, current_run
-from conveyor_runtime.reconcile.outcome import MAX_DATA, Outcome
+from conveyor_runtime.reconcile.outcome import Outcome
 from tests.unit.reconcile.fakes import RUN, FakeCommitter, a_logger
 
 # -- what becomes of what user code returned or raised -------------------------------------------------------------
