@@ -103,7 +103,7 @@ class Invocation:
             if call.done():
                 return self._of(call)
             self.stop(Stop.TIMEOUT)
-            self.context.cancelled.set()
+            self._tell()
             if self.driver.is_async:
                 call.cancel()
             # The grace is the containers' to die in; user code gets a little more to see it and return.
@@ -112,9 +112,14 @@ class Invocation:
                 raise StuckError(self._stopped.result())
             return self._of_stopped(call, self._stopped.result())
         except asyncio.CancelledError:
-            self.context.cancelled.set()
+            self._tell()
             call.cancel()
             raise
+
+    def _tell(self) -> None:
+        """Have sync code see that it must end, also code that waits for room in the log."""
+        self.context.cancelled.set()
+        self.logger.release()
 
     async def _call(self) -> object:
         current_run.set(self.context.run_id)

@@ -15,6 +15,7 @@ import orjson
 
 from conveyor_runtime.bus import Bus, Committer, Message, subjects
 from conveyor_runtime.errors import BusUnavailable
+from conveyor_runtime.reconcile.adapters import LineWriter, LogHandler
 from conveyor_runtime.security.redaction import Redactor
 from conveyor_runtime.telemetry import metrics
 
@@ -32,16 +33,16 @@ _MOST_LABELS = 50
 #: Lines in one commit.
 _CHUNK = 200
 
-#: Lines waiting to be stored above which `line` waits.
+#: Lines waiting to be stored above which `line` waits, and in a thread every call: at most some 40 MB.
 _BACKLOG = 2000
 
 
 class DriverLogger:
     """Logs to `logs.<run_id>`; usable from the loop and from threads.
 
-    `info(message, **labels)` and its kin return at once; `await line(text)` waits while too many lines are waiting to
-    be stored, which is what a stream of output should use. `handler()` makes it a stdlib logging handler, `stream()` a
-    text file. A secret given to `redact` is masked in every later line.
+    `info(message, **labels)` and its kin return at once on the loop, and in a thread wait while 2000 lines are waiting
+    to be stored; so does `await line(text)`, which is what a stream of output should use. `handler()` makes it a stdlib
+    logging handler, `stream()` a text file. A secret given to `redact` is masked in every later line.
     """
 
     def __init__(
@@ -66,7 +67,10 @@ class DriverLogger:
         self._id = f"log.{run_id}.{step or driver}.{attempt}.{takeover}"
         self._redactor = Redactor()
         self._writers: list[LineWriter] = []
-        self._lock = threading.Lock()
+        self._room = threading.Condition()
+        self._thread = threading.get_ident()
+        self._released = False
+        self._dropped = 0
         self._seq = 0
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._wake = asyncio.Event()
@@ -111,11 +115,11 @@ class DriverLogger:
 
     def handler(self, level: int = logging.NOTSET) -> logging.Handler:
         """A stdlib logging handler whose records become lines."""
-        return _Handler(self, level)
+        return LogHandler(self._put, level)
 
     def stream(self, name: Literal["stdout", "stderr"] = "stdout") -> LineWriter:
         """A text file whose lines become lines: for `print(..., file=...)`."""
-        writer = LineWriter(self, name)
+        writer = LineWriter(lambda line: self._put(line, "info", name, {}))
         self._writers.append(writer)
         return writer
 
@@ -129,8 +133,17 @@ class DriverLogger:
             self._stored.clear()
             await self._stored.wait()
 
+    def release(self) -> None:
+        """The code that logs is being stopped: its threads wait for room no more, and lines without any are dropped."""
+        with self._room:
+            self._released = True
+            self._room.notify_all()
+
     async def close(self) -> None:
         """Stop storing. Lines not stored by then are lost, so `flush` first."""
+        self.release()
+        if self._dropped:
+            log.warning("%d lines that %s logged while it was being stopped were dropped", self._dropped, self._id)
         if self._pump:
             self._pump.cancel()
             await asyncio.wait({self._pump})
@@ -142,10 +155,20 @@ class DriverLogger:
             for key, value in list(labels.items())[:_MOST_LABELS]
         }
         for piece in _pieces(text):
-            with self._lock:
+            with self._room:
+                if threading.get_ident() != self._thread and not self._await_room():
+                    self._dropped += 1
+                    continue
                 self._seq += 1
                 self._waiting.append((self._seq, self._encode(piece, level, stream, named, self._seq)))
         self._loop.call_soon_threadsafe(self._start)
+
+    def _await_room(self) -> bool:
+        """Wait until there is room, or for none any more; whether there is."""
+        if len(self._waiting) >= _BACKLOG and not self._released:
+            self._loop.call_soon_threadsafe(self._start)
+            self._room.wait_for(lambda: len(self._waiting) < _BACKLOG or self._released)
+        return len(self._waiting) < _BACKLOG
 
     def _encode(self, text: str, level: str, stream: str, labels: Mapping[str, str], seq: int) -> bytes:
         now = time.time_ns()
@@ -186,6 +209,8 @@ class DriverLogger:
                 for _ in range(stored):
                     self._waiting.popleft()
                 self._stored.set()
+                with self._room:
+                    self._room.notify_all()
 
     async def _store_some(self, chunk: list[tuple[int, bytes]]) -> int:
         """How many lines are dealt with: all, or the first one of a chunk that is refused for good. Better a line that
@@ -219,42 +244,6 @@ class DriverLogger:
                 log.debug("refused alone, too: %s", error)
             else:
                 return
-
-
-class LineWriter:
-    """Enough of a text file: `write` keeps what has no line end yet, `flush` and `close` give it out."""
-
-    def __init__(self, logger: DriverLogger, name: Literal["stdout", "stderr"]) -> None:
-        self._logger = logger
-        self._name = name
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        """Log each complete line."""
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._logger._put(line, "info", self._name, {})
-        return len(text)
-
-    def flush(self) -> None:
-        """A line is given out when it is complete; there is nothing else to flush."""
-
-    def close(self) -> None:
-        """Log what has no line end."""
-        if self._rest:
-            self._logger._put(self._rest, "info", self._name, {})
-            self._rest = ""
-
-
-class _Handler(logging.Handler):
-    def __init__(self, logger: DriverLogger, level: int) -> None:
-        super().__init__(level)
-        self._logger = logger
-
-    def emit(self, record: logging.LogRecord) -> None:
-        name = {"CRITICAL": "error", "WARN": "warning"}.get(record.levelname, record.levelname.lower())
-        level = name if name in ("debug", "info", "warning", "error") else "info"
-        self._logger._put(self.format(record), level, "", {"logger": record.name})
 
 
 def _utf8(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 
 import orjson
 import pytest
@@ -189,6 +190,52 @@ async def test_a_fast_writer_waits_while_too_much_is_waiting() -> None:
     await logger.flush()
     assert len(committer.stored) == _BACKLOG + 500
     await logger.close()
+
+
+def _chatter(say: Callable[[str], object], full: threading.Event) -> None:
+    """In a thread: more lines than may wait."""
+    for number in range(_BACKLOG + 500):
+        if number == _BACKLOG:
+            full.set()
+        say(str(number))
+
+
+@pytest.mark.parametrize("by", ["info", "stream", "handler"])
+async def test_a_thread_waits_while_too_much_is_waiting(by: str) -> None:
+    committer = FakeCommitter()
+    committer.fail = lambda: True
+    logger = a_logger(committer)
+    stream, handler = logger.stream(), logger.handler()
+    ways: dict[str, Callable[[str], object]] = {
+        "info": logger.info,
+        "stream": lambda text: stream.write(f"{text}\n"),
+        "handler": lambda text: handler.handle(logging.makeLogRecord({"msg": text})),
+    }
+    full = threading.Event()
+    chatter = asyncio.create_task(asyncio.to_thread(_chatter, ways[by], full))
+    await asyncio.to_thread(full.wait)
+    handler.handle(logging.makeLogRecord({"msg": "the loop does not wait for the thread"}))
+    assert len(logger._waiting) <= _BACKLOG + 1
+    assert not chatter.done()
+    committer.fail = lambda: False
+    await chatter
+    await logger.flush()
+    await logger.close()
+    assert [text for text in committer.texts if text.isdigit()] == [str(n) for n in range(_BACKLOG + 500)]
+
+
+async def test_a_thread_that_is_stopped_waits_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    committer = FakeCommitter()
+    committer.fail = lambda: True
+    logger = a_logger(committer)
+    full = threading.Event()
+    chatter = asyncio.create_task(asyncio.to_thread(_chatter, logger.info, full))
+    await asyncio.to_thread(full.wait)
+    logger.release()
+    await chatter
+    assert len(logger._waiting) == _BACKLOG
+    await logger.close()
+    assert "500 lines" in caplog.text
 
 
 async def test_close_without_a_line_or_twice_is_nothing() -> None:
