@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 
 from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import ensure_consumer, list_consumers
 from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.errors import ConfigError, RevisionConflict
-from conveyor_runtime.kit import identity
-from conveyor_runtime.models import LEASE_SILENCE, Instance, utc_now
 from conveyor_runtime.reconcile.driver import Driver
+from conveyor_runtime.reconcile.namesakes import find_living
 from conveyor_runtime.store import Put, State, keys
-
-_ALIVE = timedelta(seconds=LEASE_SILENCE)
 
 
 class Registration:
@@ -78,20 +74,10 @@ class Registration:
                 )
 
     async def _refuse_living_namesake(self, types: tuple[str, ...]) -> None:
-        for instance in await self._state.instances():
-            if instance.driver == self._driver.name and _lives(instance):
-                raise ConfigError(
-                    f"a driver named {self._driver.name} for {', '.join(types)} is running on {instance.host}"
-                    f" (pid {instance.pid}); this one is for {', '.join(self._driver.resources)}."
-                    " Stop the other, or give this one another name"
-                )
-
-
-def _lives(instance: Instance) -> bool:
-    """Whether the process behind a lease is probably alive: seen recently, and not known to be gone."""
-    if instance.ended or instance.gone or utc_now() - instance.renewed_at > _ALIVE:
-        return False
-    here = (identity.boot_id(), identity.pid_namespace())
-    if (instance.boot_id, instance.pid_namespace) != here:
-        return True
-    return identity.start_time(instance.pid) == instance.start_time
+        instance = await find_living(self._driver.name, self._state, self._bus)
+        if instance is not None:
+            raise ConfigError(
+                f"a driver named {self._driver.name} for {', '.join(types)} is running on {instance.host}"
+                f" (pid {instance.pid}); this one is for {', '.join(self._driver.resources)}."
+                " Stop the other, or give this one another name"
+            )
