@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from conveyor_runtime.bus.connection import ATTEMPT, Bus
 from conveyor_runtime.bus.errors import ApiError
 from conveyor_runtime.bus.flights import Flight, Flights
+from conveyor_runtime.bus.pace import Pace
 from conveyor_runtime.bus.refusal import CONFLICTS, DUPLICATE, NOT_ATOMIC, passing, settle
 from conveyor_runtime.bus.streams import allow_atomic
 from conveyor_runtime.bus.units import BATCH_HEADERS, Unit, take_batch
@@ -30,9 +31,6 @@ from conveyor_runtime.errors import BusError, BusUnavailable, ConveyorError, Rev
 __all__ = ["CommitStats", "Committer", "Message", "Receipt"]
 
 log = logging.getLogger(__name__)
-
-SINGLES = 12
-"""So many messages at once go singly: a batch costs 2.5 ms at least, which pays only above that."""
 
 RETRY_WINDOW = 100.0
 """Seconds after its first sending in which a message may be sent again: the stream knows Msg-Ids for 120."""
@@ -65,6 +63,7 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Unit] = deque()
         self._flights = Flights(bus, self._landed)
+        self._pace = Pace()
         self._atomic = True
         self._hold_until = 0.0
         self._scheduled = False
@@ -128,10 +127,13 @@ class Committer:
                 waiting.popleft().fail(_not_atomic(self._stream))
             elif self._flights.batch is not None:
                 break
-            elif len(waiting) < SINGLES and all(unit.single for unit in waiting):
-                if len(self._flights) + len(waiting) > SINGLES:
+            elif len(waiting) < self._pace.worth and all(unit.single for unit in waiting):
+                if len(self._flights) + len(waiting) > self._pace.worth:
                     break  # enough is in flight; what gathers meanwhile may be worth a batch
-                self._flights.send_singles(waiting.popleft())
+                while waiting:
+                    unit = waiting.popleft()
+                    if not unit.future.done():
+                        self._flights.send_singles(unit)
             else:
                 units = take_batch(waiting)
                 if len(units) == 1 and units[0].single:
@@ -155,6 +157,7 @@ class Committer:
 
     def _stored_batch(self, flight: Flight, ack: PubAck) -> None:
         self.stats.batches += 1
+        self._pace.batch_landed(time.monotonic() - flight.sent_at, flight.count)
         seq = ack.seq - flight.count  # members are contiguous, and the answer has the last one's
         for unit in flight.units:
             receipts = []
@@ -165,6 +168,7 @@ class Committer:
             unit.stored(receipts)
 
     def _stored_single(self, unit: Unit, flight: Flight, ack: PubAck) -> None:
+        self._pace.single_landed(more=self._flights.batch is None and len(self._flights) > 0)
         if flight.stale:
             return
         unit.receipts[flight.index] = Receipt(ack.seq, ack.duplicate)

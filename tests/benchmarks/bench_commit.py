@@ -1,9 +1,9 @@
 """What group commit gains: durable messages per second, singles against the committer, in the same run.
 
-    python tests/benchmarks/bench_commit.py [seconds per case]
+    python -m tests.benchmarks.bench_commit [seconds per case [always|2m]]
 
-Server at `sync: always` in a temporary directory; 600-byte messages with a Msg-Id, uvloop. "floor" is single publishes
-of the same frames, each caller waiting for its own PubAck.
+Server in a temporary directory, at `sync: always` unless told otherwise; 600-byte messages with a Msg-Id, uvloop.
+"floor" is single publishes of the same frames, each caller waiting for its own PubAck.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ async def hot_path(bus: Bus, events: int) -> None:
 
 async def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
+    sync = sys.argv[2] if len(sys.argv) > 2 else "always"
     with tempfile.TemporaryDirectory() as directory:
-        server = EmbeddedServer(Path(directory), sync="always")
+        server = EmbeddedServer(Path(directory), sync=sync)
         await server.start()
         bus = await Bus.connect(server.url, name="bench")
         await ensure_streams(bus)
