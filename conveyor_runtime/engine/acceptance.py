@@ -1,6 +1,9 @@
-"""A new run, and the resource record that names it: written as one, then acted on."""
+"""A new run, and the resource record that names it: written in this order, then acted on."""
 
 from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
 
 from conveyor_runtime.engine import planner, plans
 from conveyor_runtime.engine.definitions import Definitions
@@ -9,7 +12,7 @@ from conveyor_runtime.engine.settle import new_run_id, run_puts
 from conveyor_runtime.engine.validation import PIPELINE
 from conveyor_runtime.errors import RevisionConflict
 from conveyor_runtime.models import Entry, PlannedStep, ResourceRecord, RunRecord, Status
-from conveyor_runtime.store import Put
+from conveyor_runtime.store import Put, keys
 
 
 class Acceptance:
@@ -45,17 +48,36 @@ class Acceptance:
         return planner.advance(run, fleet, now) if record.active is None else run
 
     async def write(self, run: RunRecord | None, *puts: Put) -> int | None:
-        """Commit the run and the resource record that names it, last of `puts`, all or nothing; the record's revision.
-        None if somebody else wrote first."""
-        try:
-            return (await self._state.commit(*(run_puts(run) if run is not None else ()), *puts))[-1]
-        except RevisionConflict:
-            ours = await self._state.run(run.run_id) if run is not None else None
-            if ours is None:
-                return None
-            # All of it is stored: the answer to the first try got lost, and somebody has gone on from it since.
-            found = await self._state.resource(ours.record.type, ours.record.name)
-            return found.revision if found is not None else ours.revision
+        """Write the run, then `puts`, the last of which is the resource record that names it; that one's revision. None
+        if somebody else wrote the record first.
+
+        They leave in this order, but not as one: nobody acts on a run that no record names, and the sweep removes it.
+        """
+        units = [run_puts(run)] if run is not None else []
+        units += [[put] for put in puts]
+        *others, stored = await asyncio.gather(*(self._state.commit(*unit) for unit in units), return_exceptions=True)
+        for outcome in others:
+            # A run whose key is taken is our own: its first write was stored unseen, and it has gone on since.
+            if isinstance(outcome, BaseException) and not isinstance(outcome, RevisionConflict):
+                raise outcome
+        if not isinstance(stored, BaseException):
+            return stored[-1]
+        if not isinstance(stored, RevisionConflict):
+            raise stored
+        return await self._stored_unseen(run) if run is not None else None
+
+    async def _stored_unseen(self, run: RunRecord) -> int | None:
+        """The revision, if the record that names this run is stored after all: the answer to the first try got lost,
+        and somebody has gone on from it since. If not, the run is removed."""
+        resource, own = await self._state.resource(run.type, run.name), await self._state.run(run.run_id)
+        if resource is not None and resource.record.names(run.run_id):
+            return resource.revision
+        if own is None or own.record.status is not Status.ACCEPTED:
+            return own.revision if own is not None else None
+        with suppress(RevisionConflict):
+            await self._state.commit(Put(keys.run(run.run_id), None, own.revision))
+            await self._state.commit(Put(keys.run_input(run.run_id), None))
+        return None
 
     def go_on(self, record: ResourceRecord, run: RunRecord | None) -> None:
         """Have the engine act on what was written."""

@@ -54,6 +54,10 @@ class ResourceRecord(Model):
         """Every run still owed, the active one first."""
         return ((self.active,) if self.active else ()) + self.queue
 
+    def names(self, run_id: str) -> bool:
+        """Whether this run is owed, or the last that was."""
+        return self.last_run == run_id or any(entry.run_id == run_id for entry in self.entries)
+
     def as_resource(self) -> Resource:
         """The resource as clients and drivers see it."""
         return Resource(

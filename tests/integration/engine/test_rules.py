@@ -392,10 +392,10 @@ async def test_two_engines_share_a_hundred_runs_and_nothing_runs_twice(
         await other.until(lambda: all(it.record.active is None for it in other.state.view.resources("thing")))
 
 
-async def test_a_run_and_the_resource_that_names_it_are_one_commit(
+async def test_a_run_is_written_before_the_resource_that_names_it(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rule 1: no crash leaves a run nobody names, a name without a run, or a delete that never happened."""
+    """Rule 1: a crash may leave a run that nobody names, never a name without a run."""
     units: list[list[str]] = []
     commit = cluster.state.commit
 
@@ -408,13 +408,47 @@ async def test_a_run_and_the_resource_that_names_it_are_one_commit(
     monkeypatch.setattr(cluster.state, "commit", noted)
     await cluster.post("thing", "one", "p")
     await cluster.put("thing", "one", "p", x="y" * 5000)
-    assert [unit for unit in units if "resource" in unit][:2] == [
-        ["run", "resource"],
-        ["input", "run", "version", "resource"],
-    ]
+    assert units[:2] == [["run"], ["resource"]]
+    second = units.index(["input", "run"])
+    assert units[second : second + 3] == [["input", "run"], ["version"], ["resource"]]
     units.clear()
     await cluster.intake.delete("thing", "one")
-    assert units[0] == ["input", "run", "resource"]
+    assert units[:2] == [["input", "run"], ["resource"]]
+
+
+async def test_a_run_whose_resource_could_not_be_written_is_never_worked_on(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 1: it was not accepted; the client was told so, and the sweep removes it a minute later."""
+    commit = cluster.state.commit
+
+    async def torn(*puts: Put, timeout: float = 10.0) -> list[int]:
+        if puts[0].key.startswith("resource.thing"):
+            raise BusUnavailable("cut off")
+        return await commit(*puts, timeout=timeout)
+
+    seen: list[str] = []
+
+    async def reconcile(payload: str, event: str, run_id: str, logger: DriverLogger) -> DriverResult:
+        seen.append(run_id)
+        return DriverResult(success=True)
+
+    await cluster.define("thing")
+    await cluster.add(Driver("one", ("thing",), reconcile))
+    await cluster.pipeline("p", "thing", "one")
+    monkeypatch.setattr(cluster.state, "commit", torn)
+    with pytest.raises(BusUnavailable):
+        await cluster.post("thing", "it", "p")
+    monkeypatch.undo()
+    (run_id,) = cluster.state.view.run_ids()
+    cluster.engine.look(run_id)
+    await cluster.sweep.sweep()
+    accepted = await cluster.post("thing", "it", "p")
+    assert (await cluster.ended(accepted.run_id)).status == "Succeeded"
+    assert seen == [accepted.run_id]
+    monkeypatch.setattr("conveyor_runtime.engine.sweep.ORPHAN_AGE", timedelta(0))
+    await cluster.sweep.sweep()
+    assert await cluster.state.run(run_id) is None
 
 
 async def test_a_write_somebody_else_was_faster_than_leaves_nothing(
