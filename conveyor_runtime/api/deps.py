@@ -41,7 +41,7 @@ class Services:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-def _services(connection: HTTPConnection) -> Services:
+async def _services(connection: HTTPConnection) -> Services:
     return cast(Services, connection.app.state.services)
 
 

@@ -49,6 +49,8 @@ class Dispatcher:
         if not messages:
             return []
         metrics.DISPATCHES_PUBLISHED.inc(len(messages))
+        if len(messages) == 1:
+            return await self._committer.commit(messages)
         units = [self._committer.commit([message]) for message in messages]
         return [receipts[0] for receipts in await asyncio.gather(*units)]
 

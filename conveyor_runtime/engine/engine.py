@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -23,7 +23,7 @@ from conveyor_runtime.engine.settle import Settler
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import InfrastructureError
 from conveyor_runtime.kit.keyed_queue import KeyedQueue
-from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord, Status, StepState, utc_now
+from conveyor_runtime.models import DriverRecord, PlannedStep, ResourceRecord, RunRecord, Status, StepState, utc_now
 from conveyor_runtime.store import State
 
 log = logging.getLogger(__name__)
@@ -52,13 +52,17 @@ class Engine:
         self._resources: KeyedQueue[tuple[str, str]] = KeyedQueue(self._settle, name="resource")
         self._inbox: dict[str, list[Delivery]] = defaultdict(list)
         self._starting: set[str] = set()
+        self._fleet: tuple[tuple[Mapping[str, DriverRecord], frozenset[str]], Fleet] | None = None
         state.view.listen(self._noticed)
 
     def fleet(self) -> Fleet:
         """What is registered now; a foreign driver counts only while its consumer is there."""
-        drivers = self.state.view.drivers()
-        away = {name for name, it in drivers.items() if it.foreign and name not in self.foreign.present}
-        return Fleet({name: it for name, it in drivers.items() if name not in away}, frozenset(away))
+        known = (self.state.view.drivers(), self.foreign.present)
+        if self._fleet is None or self._fleet[0][0] is not known[0] or self._fleet[0][1] is not known[1]:
+            drivers, present = known
+            away = frozenset(name for name, it in drivers.items() if it.foreign and name not in present)
+            self._fleet = known, Fleet({name: it for name, it in drivers.items() if name not in away}, away)
+        return self._fleet[1]
 
     # -- what others call ----------------------------------------------------------------------------------------
 
@@ -136,29 +140,30 @@ class Engine:
             self.liveness.noticed(parts[0])
 
     async def _work(self, run_id: str) -> None:
-        run = await self._take_in(run_id, self._inbox.pop(run_id, []))
+        run, moved_on = await self._take_in(run_id, self._inbox.pop(run_id, []))
         if run is None:
             return
-        run = await self._progress(run)
+        run = await self._progress(run, moved_on=moved_on)
         if run.status.terminal:
             self._starting.discard(run_id)
             self.settle(run.type, run.name)
 
-    async def _take_in(self, run_id: str, deliveries: list[Delivery]) -> RunRecord | None:
-        """The run with these results in it, and they off the bus; None if there is no run that can be read."""
+    async def _take_in(self, run_id: str, deliveries: list[Delivery]) -> tuple[RunRecord | None, bool]:
+        """The run with these results in it, and they off the bus; None if there is no run that can be read. Whether
+        they changed it, and all that follows was done."""
         try:
             found = await self.transitions.find(run_id)
-            run = found.record if found is not None else None
+            run = before = found.record if found is not None else None
             if run is not None and deliveries:
                 run = await fold(self.transitions, self._bus, run, deliveries)
             for delivery in deliveries:
                 await delivery.ack()
-            return run
+            return run, run is not before
         except ValidationError as error:
             log.warning("run %s is left alone: its record cannot be read: %s", run_id, error)
             for delivery in deliveries:
                 await self._leave_to_a_newer_engine(delivery)
-            return None
+            return None, False
         finally:
             # Those that are acked already stay so.
             for delivery in deliveries:
@@ -177,8 +182,9 @@ class Engine:
             if any(claim.instance == instance_id for _, claim in self.state.view.claims_of(run_id)):
                 self._runs.add(run_id)
 
-    async def _progress(self, run: RunRecord) -> RunRecord:
-        """Everything that follows for this run from what is true now."""
+    async def _progress(self, run: RunRecord, *, moved_on: bool) -> RunRecord:
+        """Everything that follows for this run from what is true now; `moved_on` by its own transition, it needs no
+        other look at its plan."""
         if run.status.terminal:
             return run
         if not self.is_active(run) and not (run.cancel is not None and await self._became_active(run)):
@@ -187,7 +193,8 @@ class Engine:
             noted = [(step, state) for step, state in steps.open_steps(run) if state.issue > 0]
             run = await self.transitions.dispatch(run, noted)
             self._starting.discard(run.run_id)
-        run = await self.transitions.change(run.run_id, self._pinned, start=True) or run
+        if not moved_on:
+            run = await self.transitions.change(run.run_id, self._pinned, start=True) or run
         for step, state in list(steps.open_steps(run)):
             run = await self._examine(run, step, state)
         self._plan_retries(run)

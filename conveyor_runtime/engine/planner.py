@@ -51,7 +51,7 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
     """One look at every step in order; the same object if nothing changed."""
     assert run.plan is not None
     for step in run.plan:
-        state = run.steps.get(step.id, StepState())
+        state = run.steps.get(step.id, steps.UNOPENED)
         if state.status is Status.AWAITING_RETRY and state.due is not None and state.due <= now:
             return issue(run, step, _reopened(state), fleet, now)
         if state.status is not Status.PENDING:
@@ -208,9 +208,9 @@ def _follow_cancel(run: RunRecord, now: datetime) -> RunRecord:
 def _finish(run: RunRecord, now: datetime) -> RunRecord:
     """The run ended, once every step has."""
     plan = run.plan or ()
-    states = {step.id: run.steps.get(step.id, StepState()) for step in plan}
-    if not all(state.status.terminal for state in states.values()):
+    if not all((state := run.steps.get(step.id)) is not None and state.status.terminal for step in plan):
         return run
+    states = run.steps
     status, reason = steps.verdict(plan, states, is_finally=False)
     stopped_short = any(not step.finally_ and states[step.id].status is not Status.SUCCEEDED for step in plan)
     if run.cancel is not None and stopped_short and status in (Status.SUCCEEDED, Status.CANCELLED):

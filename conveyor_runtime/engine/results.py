@@ -152,7 +152,7 @@ async def _read(delivery: Delivery, run: RunRecord, transitions: Transitions, bu
     if H_RESULT not in delivery.headers:
         return _read_foreign(delivery, run, transitions)
     try:
-        return StepResult.model_validate_json(orjson.dumps(orjson.loads(delivery.data)["cv"]))
+        return StepResult.model_validate(orjson.loads(delivery.data)["cv"])
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(f"its result cannot be read: {error!r}".split())
     await _keep(bus, delivery, reason)

@@ -18,6 +18,9 @@ from conveyor_runtime.models import (
 #: Steps with an attempt under way, in the order of the plan.
 OpenSteps = Iterable[tuple[PlannedStep, StepState]]
 
+#: A step of which the record says nothing yet. One for all: making one costs more than most of what is asked of it.
+UNOPENED = StepState()
+
 #: How a step ends that did not go well.
 BAD = (Status.TIMED_OUT, Status.ERROR, Status.FAILED, Status.CANCELLED)
 
@@ -76,10 +79,8 @@ def delete_succeeded(record: ResourceRecord, run: RunRecord) -> bool:
 
 
 def needs_ended(run: RunRecord, step: PlannedStep) -> bool:
-    needs = set(step.needs)
-    if step.finally_:
-        needs |= {other.id for other in run.plan or () if not other.finally_}
-    return all(run.steps.get(need, StepState()).status.terminal for need in needs)
+    needs = (other.id for other in run.plan or () if not other.finally_) if step.finally_ else step.needs
+    return all(run.steps.get(need, UNOPENED).status.terminal for need in needs)
 
 
 def reason_to_skip(run: RunRecord, step: PlannedStep) -> str | None:
@@ -96,7 +97,7 @@ def has_nothing_to_clean(run: RunRecord, step: PlannedStep, fleet: Fleet) -> boo
     had one: there is nothing that it could be waited for."""
     if not step.finally_ or fleet.knows(step.driver) or not needs_ended(run, step):
         return False
-    before = [run.steps.get(other.id, StepState()) for other in run.plan or () if not other.finally_]
+    before = [run.steps.get(other.id, UNOPENED) for other in run.plan or () if not other.finally_]
     return bool(before) and not any(_was_claimed(state) for state in before)
 
 

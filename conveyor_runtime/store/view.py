@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar, cast
 
 from pydantic import ValidationError
@@ -72,6 +72,10 @@ class Versioned(Generic[M]):
             self._record = self._model.model_validate_json(self._raw)
         return self._record
 
+    def decoded(self, record: M) -> None:
+        """Take over what was written, so that it need not be decoded."""
+        self._record = self._record or record
+
     @property
     def raw(self) -> bytes:
         """The stored bytes."""
@@ -89,6 +93,7 @@ class View:
         self._kinds: dict[str, dict[tuple[str, ...], Versioned[Model]]] = {kind: {} for kind in _MODELS}
         self._claims_of_run: dict[str, set[tuple[str, ...]]] = {}
         self.live_runs: set[str] = set()
+        self._drivers: dict[str, DriverRecord] | None = None
         self._deleted: dict[tuple[str, tuple[str, ...]], int] = {}
         self._listeners: list[Listener] = []
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -141,6 +146,9 @@ class View:
             log.warning("the key %s is no claim and is set aside", change.key)
             return
         known = records.get(parts)
+        if known is not None and record is not None and known.revision == change.revision:
+            known.decoded(record)  # the watch was faster than our own write's answer
+            return
         if (known and known.revision >= change.revision) or self._deleted.get((kind, parts), 0) >= change.revision:
             return
         if change.value is None:
@@ -153,7 +161,9 @@ class View:
         if kind == "claim":
             self._index_claim(parts, change.value is not None)
         elif kind == "run":
-            self._index_run(parts[0], change.value)
+            self._index_run(parts[0], change.value, cast("RunRecord | None", record))
+        elif kind == "driver":
+            self._drivers = None
         for listener in self._listeners:
             listener(kind, parts)
 
@@ -171,7 +181,10 @@ class View:
             if not claims:
                 del self._claims_of_run[parts[0]]
 
-    def _index_run(self, run_id: str, value: bytes | None) -> None:
+    def _index_run(self, run_id: str, value: bytes | None, record: RunRecord | None) -> None:
+        if record is not None:
+            (self.live_runs.discard if record.status.terminal else self.live_runs.add)(run_id)
+            return
         status = _RUN_STATUS.search(value) if value is not None else None
         if status is not None and status[1] not in _TERMINAL:
             self.live_runs.add(run_id)
@@ -254,9 +267,11 @@ class View:
         for _, versioned in self._all("instance", Instance):
             yield versioned
 
-    def drivers(self) -> dict[str, DriverRecord]:
-        """All driver records by name."""
-        return {parts[0]: versioned.record for parts, versioned in self._all("driver", DriverRecord)}
+    def drivers(self) -> Mapping[str, DriverRecord]:
+        """All driver records by name; the same object until one changes."""
+        if self._drivers is None:
+            self._drivers = {parts[0]: versioned.record for parts, versioned in self._all("driver", DriverRecord)}
+        return self._drivers
 
     def definitions(self) -> list[ResourceDefinition]:
         """All definitions by name."""
