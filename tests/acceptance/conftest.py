@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.world import World, clean_environment, eventually
+from tests.acceptance.world import World, clean_environment
 from tests.support.docker import busybox, docker_engine
 
 __all__ = ["busybox", "docker_engine"]
@@ -41,7 +41,7 @@ def _world(folder: Path, *arguments: str) -> Iterator[World]:
         yield world
     finally:
         world.close()
-    eventually(lambda: not world.left(), 5.0, f"all processes are gone: {world.left()}")
+    world.check_ended()
     assert not world.builds_left()
 
 
@@ -63,4 +63,4 @@ def own_world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path)
     yield world
     world.close()
-    eventually(lambda: not world.left(), 5.0, f"all processes are gone: {world.left()}")
+    world.check_ended()

@@ -68,7 +68,7 @@ def test_settings_that_cannot_work(own_world: World) -> None:
     for arguments, expected in (
         (("up", "--drivers", "builder,bilder"), "no driver named bilder is installed (installed: builder, "),
         (("up", "--sync", "sometimes"), "must be `always` or a duration"),
-        (("up", "--backend", "podman"), "there are auto, docker, native"),
+        (("up", "--backend", "podman"), "there are auto, docker, "),
         (("up", "--api-port", "70000"), "--api-port"),
         (("--api-url", "nonsense", "get", "runs"), "must look like http://host:port"),
         (("get",), "TYPE"),
@@ -175,20 +175,43 @@ def test_the_demo_in_a_container(tmp_path: Path, busybox: str) -> None:
     assert "building in a container of" in done.stderr
 
 
-def test_the_demo_of_an_unpacked_archive(tmp_path: Path) -> None:
+def _unpacked(archive: Path) -> Path:
+    """This project's files as an archive brings them: without git."""
     source = Path(__file__).parents[2]
-    archive = tmp_path / "unpacked"
     archive.mkdir()
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=source, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for name in filter(None, listed.stdout.split("\0")):
         if name.startswith(("conveyor_runtime/", "drivers/", "pipelines/")) or name == "pyproject.toml":
             target = archive / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if (source / name).is_file():
                 target.write_bytes((source / name).read_bytes())
+    return archive
+
+
+def test_the_demo_of_an_unpacked_archive(tmp_path: Path) -> None:
+    archive = _unpacked(tmp_path / "unpacked")
     done = _demo(tmp_path, DOCKER_HOST=f"unix://{tmp_path}/no.sock", PYTHONPATH=str(archive))
     _check_demo(done)
     assert f"{archive} is no git checkout, so a temporary repository was made" in done.stderr
+
+
+def test_a_demo_whose_build_fails_says_so_by_its_exit_code(tmp_path: Path) -> None:
+    archive = _unpacked(tmp_path / "unpacked")
+    (archive / "drivers/conflict.txt").write_text("<<<<<<< ours\n")
+    done = _demo(tmp_path, DOCKER_HOST=f"unix://{tmp_path}/no.sock", PYTHONPATH=str(archive))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "these hold merge conflicts" in done.stdout
+    assert any(line.split()[:1] == ["build"] and "Failed" in line for line in done.stdout.splitlines())
+    assert any(line.split()[:1] == ["stop"] and "Succeeded" in line for line in done.stdout.splitlines())
+    assert "that was all of it" not in done.stderr
+    assert [it.name for it in tmp_path.iterdir() if it.name.startswith("conveyor-demo")] == []
 
 
 def test_a_reader_that_has_seen_enough(world: World) -> None:

@@ -22,7 +22,7 @@ def docker_world(tmp_path_factory: pytest.TempPathFactory, busybox: str) -> Iter
         yield world
     finally:
         world.close()
-    eventually(lambda: not world.left(), 5.0, "all processes are gone")
+    world.check_ended()
 
 
 @pytest.fixture(params=["native", pytest.param("docker", marks=pytest.mark.docker)])

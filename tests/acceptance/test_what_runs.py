@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.world import Process, World, build
+from tests.acceptance.world import Process, World, build, eventually
 
 #: Drivers as a user would write them: one works until a file lets it go, one tidies up, one hears everything.
 DRIVERS = """
@@ -37,8 +37,19 @@ async def hear(payload: Resource, event, run_id, logger):
         file.write(event + "\\n")
 
 
+async def refuse(payload: Resource, event, run_id, logger):
+    if event != "delete":
+        return None
+    logger.info("asked to let go")
+    gate = Path(payload.spec["gate"])
+    while payload.spec.get("waits") and not gate.exists():
+        await asyncio.sleep(0.02)
+    return DriverResult(success=gate.exists(), message="not yet" if not gate.exists() else "so be it")
+
+
 worker = Driver("worker", ("thing",), work, direct=False)
 tidier = Driver("tidier", ("thing",), tidy, direct=False)
+refuser = Driver("refuser", ("treasure",), refuse, events="*")
 listener = Driver("listener", ("thing",), hear, events="*")
 """
 
@@ -220,3 +231,39 @@ def test_a_driver_that_cannot_be_loaded_says_where(empty_world: World, tmp_path:
     without = world.run("builder", CONVEYOR_NATS_URL="")
     assert without.returncode == 2
     assert "--nats-url" in without.stderr
+
+
+def test_how_a_delete_ended_is_told_by_the_exit_code(empty_world: World) -> None:
+    world = empty_world
+    gate = world.folder / "let-go"
+    world.file("my_drivers.py", DRIVERS)
+    world.ok("apply", "-f", world.file("treasure.json", {"name": "treasure", "schema": {"type": "object"}}))
+    refuser = world.driver("driver", "run", "my_drivers.py:refuser")
+    gold = {"resource": "treasure", "name": "gold", "spec": {"gate": str(gate)}}
+    ring = {"resource": "treasure", "name": "ring", "spec": {"gate": str(gate), "waits": True}}
+    world.ok("apply", "-f", world.file("both.json", [gold, ring]))
+    for name in ("gold", "ring"):
+        [created] = world.json("get", "runs", "--name", name)
+        assert world.ended(created["run_id"])["status"] == "Succeeded"
+
+    failed = world.run("delete", "treasure", "gold", "--wait")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.startswith("error: treasure/gold is not gone: its delete run ")
+    assert failed.stderr.rstrip().endswith("delete it again")
+    assert world.run("get", "treasure", "gold").returncode == 0
+
+    waiting = world.start("delete", "treasure", "ring", "--wait")
+    [run_id] = eventually(
+        lambda: [it["run_id"] for it in world.json("get", "runs", "--name", "ring") if it["event"] == "delete"]
+    )
+    eventually(lambda: "asked to let go" in world.ok("logs", run_id))
+    world.ok("cancel", run_id)
+    assert waiting.end() == 3
+    assert "is Cancelled" in waiting.err
+
+    gate.touch()
+    assert world.ok("delete", "treasure", "gold", "--wait") == "treasure/gold deleted\n"
+    assert world.ok("delete", "treasure", "ring", "--wait") == "treasure/ring deleted\n"
+    assert world.run("get", "treasure", "gold").returncode == 1
+    refuser.signal(15)
+    assert refuser.end() == 0

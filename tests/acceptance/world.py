@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 CONVEYOR = (sys.executable, "-m", "conveyor_runtime")
 
+#: Commands that a signal ends as it ends any tool; all others are services, and end in order.
+TOOLS = ("logs", "run", "rerun", "get", "demo")
+
 #: What every process of a test bears in its environment, so that the process table tells what it left behind.
 MARK = "CONVEYOR_TEST_MARK"
 
@@ -49,6 +52,8 @@ class Process:
     def __init__(self, arguments: Sequence[str], environment: dict[str, str], cwd: Path) -> None:
         self.out = ""
         self.err = ""
+        self.stopped: int | None = None
+        self.arguments = tuple(arguments)
         self._process = subprocess.Popen(
             [*CONVEYOR, *arguments],
             env=environment,
@@ -96,13 +101,14 @@ class Process:
         return self._process.wait(max(1.0, deadline - time.monotonic()))
 
     def close(self) -> None:
-        """Make sure that it is gone."""
+        """Make sure that it is gone. `stopped` is then the exit code of one that was still running."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
                 self.end(40.0)
             except AssertionError:
                 self._process.kill()
+            self.stopped = self._process.wait()
         self._process.wait()
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
@@ -132,6 +138,7 @@ class World:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     processes: list[Process] = field(default_factory=list)
     addresses: dict[str, str] = field(default_factory=dict)
+    runs: set[str] = field(default_factory=set)
 
     @property
     def native_root(self) -> Path:
@@ -145,11 +152,11 @@ class World:
             given |= {"CONVEYOR_API_URL": self.addresses["api"], "CONVEYOR_TOKEN": self.addresses["token"]}
         return clean_environment(**given, **extra)
 
-    def up(self, *arguments: str) -> Process:
+    def up(self, *arguments: str, **extra: str) -> Process:
         """Start `conveyor up` and wait until it is ready."""
         ready = self.folder / "ready.json"
         options = ["--data", str(self.folder / "data"), "--api-port", "0", "--ready-file", str(ready), "--sync", "2m"]
-        process = self.start("up", *options, *arguments)
+        process = self.start("up", *options, *arguments, **extra)
         process.until("ready: ", 60.0)
         self.addresses = json.loads(ready.read_text())
         return process
@@ -224,16 +231,28 @@ class World:
 
     def close(self) -> None:
         """End everything, newest first."""
+        with contextlib.suppress(httpx2.HTTPError, KeyError, AssertionError):  # nothing answers any more
+            self.runs |= {it["run_id"] for it in self.get("/runs?limit=500")["items"]}
         for process in reversed(self.processes):
             process.close()
 
+    def check_ended(self) -> None:
+        """After `close`: what served until then ended in order, and 5 s later nothing is left."""
+        for process in self.processes:
+            if process.stopped is not None and process.arguments[0] not in TOOLS:
+                assert process.stopped == 0, f"{process.arguments}: exit code {process.stopped}\n{process.err}"
+            assert "Traceback" not in process.err, process.err
+        eventually(lambda: not self.left(), 5.0, f"all processes are gone: {self.left()}")
+
     def left(self) -> list[str]:
-        """Processes that bear our mark, or work in our folder."""
+        """Processes that bear our mark or work in our folder, and those of our runs wherever they are."""
         return [who for pid, who in _processes() if self._is_ours(pid)]
 
     def _is_ours(self, pid: int) -> bool:
         with contextlib.suppress(OSError):
-            if f"{MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            ours = [f"{MARK}={self.mark}", *(f"CONVEYOR_RUN_ID={run_id}" for run_id in self.runs)]
+            if any(entry.encode() in environment for entry in ours):
                 return True
         return _works_in(pid, self.folder)
 

@@ -123,11 +123,10 @@ class Runtime:
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(self.folder.glob("*.log")))
 
     def stop(self) -> None:
-        """End everything."""
-        for process in self.drivers:
-            if process.exited is None:
-                process.stop()
-        self.serve.stop()
+        """End everything, each in order."""
+        running = [process for process in [*self.drivers, self.serve] if process.exited is None]
+        codes = {" ".join(process.argv): process.stop() for process in running}
+        assert not any(codes.values()), f"exit codes: {codes}\n{self.logs()}"
 
 
 @asynccontextmanager
