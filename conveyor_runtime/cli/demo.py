@@ -78,7 +78,7 @@ async def _build(folder: Path, repository: str, commit: str) -> Run:
     from conveyor_runtime.cli.watch import print_closing, watch
     from conveyor_runtime.client import Client
     from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
-    from conveyor_runtime.daemon import UpSettings, up
+    from conveyor_runtime.daemon.up import UpSettings, up
     from conveyor_runtime.security import new_token
 
     task = asyncio.current_task()

@@ -52,7 +52,8 @@ def up(
     start_logging(log_level, log_format)
     _check_backend(backend, wanted=drivers != "none")
     from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
-    from conveyor_runtime.daemon import UpSettings, run_up
+    from conveyor_runtime.daemon.run import run_up
+    from conveyor_runtime.daemon.up import UpSettings
 
     chosen = {"all": None, "none": ()}.get(drivers, options.listed(drivers))
     allow = options.is_loopback(host) if allow_file_repositories is None else allow_file_repositories
@@ -106,7 +107,7 @@ def serve(
     """
     start_logging(log_level, log_format)
     from conveyor_runtime.config import ApiSettings, BusSettings
-    from conveyor_runtime.daemon import run_serve
+    from conveyor_runtime.daemon.run import run_serve
 
     token = token or globals_of(ctx).token
     _warn_if_open(host, token)

@@ -99,7 +99,7 @@ def run(
 
     start_logging(log_level, log_format)
     from conveyor_runtime.config import DriverSettings
-    from conveyor_runtime.daemon import run_driver
+    from conveyor_runtime.daemon.worker import run_driver
 
     settings = DriverSettings(
         concurrency=concurrency,

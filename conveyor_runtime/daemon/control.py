@@ -14,7 +14,7 @@ import uvicorn
 from conveyor_runtime.api import Services, create_app
 from conveyor_runtime.bus import Bus, Committer, Puller, Slots
 from conveyor_runtime.bus.consumers import ensure_consumer
-from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STATE, ensure_streams, is_foreign_engine
+from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STATE
 from conveyor_runtime.config import ApiSettings
 from conveyor_runtime.engine import Engine, Intake
 from conveyor_runtime.engine.sweep import Sweep
@@ -28,22 +28,6 @@ RESULTS_CONSUMER = "cv-engine"
 
 #: Results in hand at once; the engine works on as many runs at a time.
 _SLOTS = 1024
-
-
-async def connect(url: str, *, name: str, patience: float = 10.0, replicas: int = 1) -> Bus:
-    """A connection to a bus with our streams on it. Raises BusUnavailable, ConfigError, BusError."""
-    bus = await Bus.connect(url, name=name, patience=patience)
-    try:
-        if await is_foreign_engine(bus):
-            raise ConfigError(
-                "this bus belongs to a Conveyor engine, whose streams leave no room for ours; give this runtime a"
-                " NATS server (or account) of its own"
-            )
-        await ensure_streams(bus, replicas=replicas)
-    except BaseException:
-        await bus.close()
-        raise
-    return bus
 
 
 @dataclass

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import uvloop
-
-from conveyor_runtime.bus.address import parse_url
-from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
-from conveyor_runtime.daemon.control import connect, control_plane
+from conveyor_runtime.config import ApiSettings, BusSettings
+from conveyor_runtime.daemon.connect import connect
+from conveyor_runtime.daemon.control import control_plane
 from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, up
-from conveyor_runtime.daemon.worker import work
+from conveyor_runtime.daemon.worker import run_loop
 from conveyor_runtime.kit.shutdown import on_signals
 from conveyor_runtime.orchestra.registry import BUILT_IN
-from conveyor_runtime.reconcile import Driver
-from conveyor_runtime.reconcile.lease import BUS_ADDRESS
 from conveyor_runtime.security.redaction import redact_url
 
 log = logging.getLogger(__name__)
@@ -29,25 +25,14 @@ log = logging.getLogger(__name__)
 READY_FILE = "ready.json"
 
 
-def _run(main: Coroutine[Any, Any, int]) -> int:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
-
-
-def run_driver(driver: Driver, nats_url: str, settings: DriverSettings, api_url: str = "", token: str = "") -> int:
-    """Run one driver until a signal; the exit code. Raises ConfigError, BusUnavailable."""
-    BUS_ADDRESS.set(", ".join(parse_url(nats_url)[0]))
-    return _run(work(driver, nats_url, settings, api_url, token))
-
-
 def run_serve(bus: BusSettings, api: ApiSettings, ready_file: Path | None) -> int:
     """Run API and engine until a signal; the exit code. Raises ConfigError, BusError."""
-    return _run(_serve(bus, api, ready_file))
+    return run_loop(_serve(bus, api, ready_file))
 
 
 def run_up(settings: UpSettings) -> int:
     """Run everything until a signal; the exit code. Raises ConfigError, BusError."""
-    return _run(_up(settings))
+    return run_loop(_up(settings))
 
 
 async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path | None) -> int:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pipelines
 from conveyor_runtime.bus import EmbeddedServer
 from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
-from conveyor_runtime.daemon.control import Control, connect, control_plane, fail_together
+from conveyor_runtime.daemon.connect import connect
+from conveyor_runtime.daemon.control import Control, control_plane, fail_together
 from conveyor_runtime.engine import Draft, Intake
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.child import Child

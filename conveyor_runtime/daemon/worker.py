@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
+import uvloop
+
 import pipelines
 from conveyor_runtime.bus import Committer
+from conveyor_runtime.bus.address import parse_url
 from conveyor_runtime.bus.streams import LOGS, RESULTS, STATE
 from conveyor_runtime.client import Client
 from conveyor_runtime.config import DriverSettings
-from conveyor_runtime.daemon.control import connect
+from conveyor_runtime.daemon.connect import connect
 from conveyor_runtime.kit.shutdown import on_signals
 from conveyor_runtime.orchestra import BackendSettings, Orchestra
 from conveyor_runtime.reconcile import Driver, DriverManager
+from conveyor_runtime.reconcile.lease import BUS_ADDRESS
 from conveyor_runtime.reconcile.manager import ManagerDeps
 from conveyor_runtime.store import KvStore, State
 
@@ -24,6 +29,18 @@ log = logging.getLogger(__name__)
 
 #: Exit code of a process that ended because user code could not be stopped in any other way.
 EXIT_STUCK = 70
+
+
+def run_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run a process's main coroutine to its end; the exit code."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def run_driver(driver: Driver, nats_url: str, settings: DriverSettings, api_url: str = "", token: str = "") -> int:
+    """Run one driver until a signal; the exit code. Raises ConfigError, BusUnavailable."""
+    BUS_ADDRESS.set(", ".join(parse_url(nats_url)[0]))
+    return run_loop(work(driver, nats_url, settings, api_url, token))
 
 
 async def work(driver: Driver, nats_url: str, settings: DriverSettings, api_url: str, token: str) -> int:

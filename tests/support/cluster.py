@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from conveyor_runtime.bus import Bus, Committer
 from conveyor_runtime.config import ApiSettings, DriverSettings
-from conveyor_runtime.daemon.control import Control, connect, control_plane
+from conveyor_runtime.daemon.connect import connect
+from conveyor_runtime.daemon.control import Control, control_plane
 from conveyor_runtime.engine import Accepted, Draft, Engine, Intake, describe_run
 from conveyor_runtime.engine.sweep import Sweep
 from conveyor_runtime.models import LogLine, ResourceDefinition, Run

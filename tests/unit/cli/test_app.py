@@ -52,6 +52,16 @@ def test_nothing_heavy_is_loaded(arguments: tuple[str, ...]) -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_a_driver_process_loads_neither_server_nor_docker() -> None:
+    never = ("fastapi", "uvicorn", "jsonschema_rs", "docker", "rich", "conveyor_runtime.api", "conveyor_runtime.engine")
+    code = (
+        "import sys, conveyor_runtime.daemon.worker, drivers.builder\n"
+        f"print([name for name in {never!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("command", _commands())
 def test_help_teaches_with_an_example(command: str) -> None:
     text = _help(command)

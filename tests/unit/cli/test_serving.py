@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import conveyor_runtime.daemon as daemon
 from conveyor_runtime.cli.app import app
 from conveyor_runtime.cli.errors import CliError, ExitCode
 from conveyor_runtime.errors import BusUnavailable
@@ -18,8 +17,8 @@ def _no_bus(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: Any) -> int:
         raise BusUnavailable("no bus there")
 
-    monkeypatch.setattr(daemon, "run_up", run)
-    monkeypatch.setattr(daemon, "run_serve", run)
+    monkeypatch.setattr("conveyor_runtime.daemon.run.run_up", run)
+    monkeypatch.setattr("conveyor_runtime.daemon.run.run_serve", run)
     monkeypatch.setattr("conveyor_runtime.cli.serving.start_logging", lambda *_: None)
     monkeypatch.delenv("CONVEYOR_NATS_URL", raising=False)
 
