@@ -11,7 +11,7 @@ from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.errors import RetryableError
 from conveyor_runtime.orchestra import Orchestra
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `client` stands above this room: whoever builds a process hands one in
     from conveyor_runtime.client import Client
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -15,13 +15,13 @@ from pydantic import ValidationError
 
 from conveyor_runtime.bus import Bus, Committer, Delivery
 from conveyor_runtime.config import DriverSettings
-from conveyor_runtime.errors import InfrastructureError
 from conveyor_runtime.models import Resource, Status, StepResult, utc_now
 from conveyor_runtime.orchestra import Orchestra
 from conveyor_runtime.reconcile import outcome
 from conveyor_runtime.reconcile.claims import BUSY_RETRY, Claims
 from conveyor_runtime.reconcile.context import RunContext
 from conveyor_runtime.reconcile.driver import Driver
+from conveyor_runtime.reconcile.heartbeat import heartbeat
 from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError, Threads
 from conveyor_runtime.reconcile.lease import Lease
 from conveyor_runtime.reconcile.logger import DriverLogger
@@ -31,13 +31,10 @@ from conveyor_runtime.reconcile.work import UndecodableError, Work, decode, payl
 from conveyor_runtime.store import State, keep_dead_letter
 from conveyor_runtime.telemetry import metrics
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `client` stands above this room: whoever builds a process hands one in
     from conveyor_runtime.client import Client
 
 log = logging.getLogger(__name__)
-
-#: Seconds between two signs to the server that a delivery is still worked on; a third of the consumer's ack_wait.
-HEARTBEAT = 10.0
 
 #: Seconds a worker that gives up its attempt waits for the last lines of its log to be stored.
 _LAST_LINES = 2.0
@@ -96,7 +93,7 @@ class Dispatch:
             return
         # Plain work bears no attempt; the message itself names it.
         key = (work.run_id, work.step, 0, delivery.stream_seq) if work.plain else work.numbers
-        async with _heartbeat(delivery):
+        async with heartbeat(delivery):
             if key in self.jobs:
                 # Redelivered while it is in hand: whoever has it will ack it.
                 await delivery.nak(BUSY_RETRY)
@@ -249,22 +246,3 @@ async def _flush_soon(logger: DriverLogger) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(_LAST_LINES):
             await logger.flush()
-
-
-@asynccontextmanager
-async def _heartbeat(delivery: Delivery) -> AsyncIterator[None]:
-    """Tell the server that the delivery is being worked on, for as long as it is."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT)
-            try:
-                await delivery.in_progress()
-            except InfrastructureError as error:
-                log.debug("no heartbeat for %s: %s", delivery.subject, error)
-
-    task = asyncio.create_task(beat(), name="heartbeat")
-    try:
-        yield
-    finally:
-        task.cancel()

@@ -24,7 +24,7 @@ from conveyor_runtime.reconcile.registration import Registration
 from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import State
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `client` stands above this room: whoever builds a process hands one in
     from conveyor_runtime.client import Client
 
 log = logging.getLogger(__name__)
