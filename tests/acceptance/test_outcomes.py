@@ -145,7 +145,7 @@ def test_ctrl_c_leaves_the_run_alone(world: World, repository: str) -> None:
     assert watcher.end() == 130
     run_id = world.json("get", "ci-build", "detached")["active_run"]
     assert f" logs -f {run_id}" in watcher.err
-    assert f"conveyor cancel {run_id}" in watcher.err
+    assert f" cancel {run_id}" in watcher.err
     assert "Traceback" not in watcher.err
     follower = world.start("logs", "-f", "ci-build/detached")
     follower.until("[build] under way")
