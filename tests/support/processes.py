@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from conveyor_runtime.kit.child import end_with_parent
+
 CONVEYOR = [sys.executable, "-m", "conveyor_runtime"]
 
 
@@ -28,7 +30,13 @@ class Process:
         """Start it (again)."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                self.argv, env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                self.argv,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),  # a test run that is killed leaves nothing
             )
 
     @property
