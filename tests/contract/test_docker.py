@@ -11,7 +11,8 @@ import pytest
 from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, ImageNotFound, TerminalError
 from conveyor_runtime.orchestra import ExecTag, Limits, Mount, Task
 from conveyor_runtime.orchestra.docker import DockerBackend
-from tests.contract.conftest import Place, Said, run, sleeping, unique, until
+from conveyor_runtime.testing import Place, Said, run, unique
+from tests.contract.conftest import sleeping, until
 
 pytestmark = pytest.mark.docker
 

@@ -12,7 +12,7 @@ from typing import Any
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.docker.archive import tar_stream
+from conveyor_runtime.orchestra.archive import tar_stream
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, ThreadedReader
 from conveyor_runtime.orchestra.docker.helper import Helper
 from conveyor_runtime.orchestra.docker.removal import remove_container

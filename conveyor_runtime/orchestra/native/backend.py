@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import secrets
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
-from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.base import Container, Prepared, Progress, Volume
+from conveyor_runtime.orchestra import checks, execs
+from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.names import check_task_id, run_of
 from conveyor_runtime.orchestra.native import layout
+from conveyor_runtime.orchestra.native.container import NativeContainer
+from conveyor_runtime.orchestra.native.keeper import Job
+from conveyor_runtime.orchestra.native.keeping import Keeping
 from conveyor_runtime.orchestra.native.proc import Target
-from conveyor_runtime.orchestra.native.sandbox import NativeSandbox, check_user, end_targets
+from conveyor_runtime.orchestra.native.removal import end_targets
+from conveyor_runtime.orchestra.native.sandbox import NativeSandbox, check_user, environment
+from conveyor_runtime.orchestra.native.spool import spool
+from conveyor_runtime.orchestra.native.volume import NativeVolume, volume_dir
 from conveyor_runtime.orchestra.status import NamespaceInfo
 from conveyor_runtime.orchestra.task import Owner, Task
 
 __all__ = ["NativeBackend"]
 
+_KEEPS: tuple[checks.Wish, ...] = ("network host", "user")
+_SANDBOX_KEEPS: tuple[checks.Wish, ...] = (*_KEEPS, "the image's own command")
+_CONTAINER_KEEPS: tuple[checks.Wish, ...] = (*_KEEPS, "mounts", "restart policy", "stdin", "timeout", "ulimits")
+_CONTAINER_PARTS = ("workspace", "home", "tmp")
+_RLIMITS = frozenset(name.removeprefix("RLIMIT_").lower() for name in dir(resource) if name.startswith("RLIMIT_"))
+_START = 10.0  # seconds for another process to start what it has begun to
+
 
 class NativeBackend:
-    """See `conveyor_runtime.orchestra.base.Backend`. Image and pull policy mean nothing here and are ignored;
-    limits, foreign users, mounts and networks cannot be kept and are refused."""
+    """See `conveyor_runtime.orchestra.base.Backend` and `capabilities.Sandboxes`. Image and pull policy mean nothing
+    here and are ignored; limits, foreign users and networks cannot be kept and are refused."""
 
     name = "native"
 
@@ -29,19 +46,47 @@ class NativeBackend:
         """`root` is made if it is not there (default `layout.default_root()`). Raises `ConfigError` if it is not
         this user's alone."""
         self._root = layout.open_root(root or layout.default_root())
+        self._keeping = Keeping()
         self.node = layout.node_name(self._root)
 
     async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """Only checks: there is nothing to fetch."""
-        _check(task)
+        _check(task, _CONTAINER_KEEPS if task.command else _SANDBOX_KEEPS)
         return Prepared()
+
+    async def run(self, ns: str, task: Task, owner: Owner) -> NativeContainer:
+        """See the contract."""
+        _check(task, _CONTAINER_KEEPS)
+        home = self._root / _checked(ns) / task.id
+        if not (home / "pid").exists():
+            await self._start(ns, task, owner)
+        return await self.get(ns, task.id)
+
+    async def get(self, ns: str, task_id: str) -> NativeContainer:
+        """See the contract."""
+        meta = layout.read_meta(self._root / _checked(ns) / check_task_id(task_id))
+        if meta is None or meta.kind != "container":
+            raise Gone(f"there is no native container {task_id} in {ns}")
+        return NativeContainer(self._root, ns, task_id, meta)
+
+    async def create_volume(self, ns: str, name: str, owner: Owner, *, size_bytes: int = 0) -> NativeVolume:
+        """See the contract."""
+        if size_bytes:
+            raise TerminalError("the native backend cannot keep volume sizes; leave them out")
+        meta = layout.Meta(owner, {}, datetime.now(UTC), kind="volume")
+        place = volume_dir(check_task_id(name))
+        try:
+            await asyncio.to_thread(layout.make, self._root, _checked(ns), place, meta, ("data",))
+        except OSError as error:
+            raise BackendError(f"cannot make a volume in {self._root}: {error}") from error
+        return NativeVolume(self._root, ns, name)
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> NativeSandbox:
         """See the contract."""
-        _check(task)
+        _check(task, _SANDBOX_KEEPS)
         meta = layout.Meta(owner, dict(task.env), datetime.now(UTC))
         try:
-            await asyncio.to_thread(layout.make_sandbox, self._root, _checked(ns), task.id, meta)
+            await asyncio.to_thread(layout.make, self._root, _checked(ns), task.id, meta, layout.SANDBOX_PARTS)
         except OSError as error:
             raise BackendError(f"cannot make a sandbox in {self._root}: {error}") from error
         return await self.get_sandbox(ns, task.id)
@@ -50,27 +95,15 @@ class NativeBackend:
         """See the contract."""
         home = self._root / _checked(ns) / check_task_id(task_id)
         meta = await asyncio.to_thread(layout.read_meta, home)
-        if meta is None:
+        if meta is None or meta.kind != "sandbox":
             raise Gone(f"there is no native sandbox {task_id} in {ns}")
         return NativeSandbox(self._root, ns, task_id, meta)
-
-    async def run(self, ns: str, task: Task, owner: Owner) -> Container:
-        """Not yet."""
-        raise TerminalError("this backend runs sandboxes only")
-
-    async def get(self, ns: str, task_id: str) -> Container:
-        """Not yet."""
-        raise Gone(f"there is no container {task_id} in {ns}")
-
-    async def create_volume(self, ns: str, name: str, owner: Owner, *, size_bytes: int = 0) -> Volume:
-        """Not yet."""
-        raise TerminalError("this backend runs sandboxes only")
 
     async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
         """See the contract."""
         everything = [Target(f"{execs.SANDBOX_MARK}={_checked(ns)}".encode())]
         try:
-            everything += await asyncio.to_thread(self._recorded, ns)
+            everything += await asyncio.to_thread(self._doom, ns)
             await end_targets(everything, grace)
             await asyncio.to_thread(layout.retire, self._root, ns)
             # Whoever began between the last look and the removal has lost its directory, and now its life.
@@ -99,7 +132,8 @@ class NativeBackend:
         return infos
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """See the contract."""
+        await self._keeping.close()
 
     def _remove_retired(self, ns: str) -> list[Path]:
         """Also what somebody who died left of it; returns what cannot be removed."""
@@ -108,11 +142,78 @@ class NativeBackend:
             layout.remove_tree(path)
         return [path for path in found if path.exists()]
 
-    def _recorded(self, ns: str) -> list[Target]:
-        """The leaders of all execs: finds children that emptied their environment but stayed in the session."""
-        places = [self._root / ns, *layout.retired(self._root, ns)]
-        records = [execs.Record.parse(path.name) for place in places for path in place.glob("*/execs/*")]
-        return [Target(f"{execs.EXEC_MARK}={r.nonce}".encode(), r.pid, r.start) for r in records if r]
+    def _doom(self, ns: str) -> list[Target]:
+        """All that runs there, by what leads to it: finds those that emptied their environment but stayed in the
+        session. No container of it is started again from here on."""
+        found = []
+        for place in (self._root / ns, *layout.retired(self._root, ns)):
+            for home in layout.homes(place):
+                found += layout.targets(home)
+                if (home / "stdout").exists() and not (home / "exit").exists():
+                    layout.doom(home)
+        return found
+
+    async def _start(self, ns: str, task: Task, owner: Owner) -> None:
+        home = self._root / ns / task.id
+        mark = f"{execs.EXEC_MARK}={execs.new_nonce()}"
+        volumes = tuple(dict.fromkeys(mount.volume for mount in task.mounts))
+        meta = layout.Meta(owner, dict(task.env), datetime.now(UTC), "container", mark, volumes)
+        for volume in volumes:
+            await self.create_volume(ns, volume, owner)
+        try:
+            await asyncio.to_thread(self._make, ns, task, meta)
+            stdin = home / f".stdin-{secrets.token_hex(8)}" if task.stdin != b"" else None
+            if stdin is not None:
+                await spool(task.stdin, stdin)
+        except OSError as error:
+            raise BackendError(f"cannot make a container in {self._root}: {error}") from error
+        found = layout.read_meta(home)
+        if found is None or found.kind != "container":
+            raise TerminalError(f"{task.id} of {ns} is no container, or was removed at once")
+        started = await self._keeping.keep(
+            Job(
+                home=str(home),
+                argv=list(task.command),
+                env=environment(home, ns, task.env, found.mark),
+                mark=found.mark,
+                stdin=str(stdin) if stdin else None,
+                timeout=task.timeout,
+                grace=task.grace,
+                restart=task.restart.name,
+                max_retries=task.restart.max_retries,
+                rlimits={limit.name: (limit.soft, limit.hard) for limit in task.ulimits},
+            )
+        )
+        if not started:
+            if stdin is not None:
+                stdin.unlink(missing_ok=True)
+            await _until_started(home)
+
+    def _make(self, ns: str, task: Task, meta: layout.Meta) -> None:
+        links = [
+            (f"workspace/{checks.mount_path(replace(task, workdir='/'), mount.path)[1:]}", mount.volume)
+            for mount in task.mounts
+        ]
+
+        def furnish(draft: Path) -> None:
+            for name in ("stdout", "stderr"):
+                (draft / name).touch(mode=0o600)
+            for path, volume in links:
+                link = draft / path
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(self._root / ns / volume_dir(volume) / "data")
+
+        layout.make(self._root, ns, task.id, meta, _CONTAINER_PARTS, durable=False, furnish=furnish)
+
+
+async def _until_started(home: Path) -> None:
+    """Another process is in charge of it."""
+    try:
+        async with asyncio.timeout(_START):
+            while layout.waits_for_start(home):  # noqa: ASYNC110 - there is nothing to be told by
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise BackendError(f"the container {home.name} was not started by who had begun to") from None
 
 
 def _checked(ns: str) -> str:
@@ -122,18 +223,14 @@ def _checked(ns: str) -> str:
     return ns
 
 
-def _check(task: Task) -> None:
-    check_task_id(task.id)
+def _check(task: Task, keeps: tuple[checks.Wish, ...]) -> None:
+    checks.check_task(task)
     check_user(task.user)
-    limits = task.limits
-    asked = [name for name in ("cpu_milli", "memory_bytes", "pids", "disk_bytes") if getattr(limits, name)]
-    if asked:
-        raise TerminalError(
-            f"the native backend cannot keep limits ({', '.join(asked)}); use docker, or leave them out"
-        )
-    if task.mounts:
-        raise TerminalError("the native backend has no volumes beside the workspace; use docker")
-    if task.network not in ("default", "host"):
-        raise TerminalError(
-            f"the native backend shares the host's network and cannot give {task.network!r}; use docker"
-        )
+    checks.refuse(task, "native", keeps)
+    for limit in task.ulimits:
+        if limit.name not in _RLIMITS:
+            raise TerminalError(f"there is no ulimit {limit.name!r} on this machine")
+    paths = sorted(checks.mount_path(task, mount.path) for mount in task.mounts)
+    for outer, inner in combinations(paths, 2):
+        if inner.startswith(f"{outer}/"):
+            raise TerminalError(f"the native backend cannot mount {inner} inside of {outer}")

@@ -18,45 +18,62 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from conveyor_runtime.errors import BackendError, ConfigError
-from conveyor_runtime.orchestra.execs import Record
+from conveyor_runtime.orchestra.execs import EXEC_MARK, Record
+from conveyor_runtime.orchestra.native.proc import Target, start_of
 from conveyor_runtime.orchestra.task import Owner
 
 __all__ = [
+    "SANDBOX_PARTS",
     "Meta",
     "default_root",
-    "make_sandbox",
+    "doom",
+    "homes",
+    "make",
     "namespaces",
     "node_name",
     "open_root",
     "read_meta",
+    "read_record",
     "records",
     "remove_tree",
     "retire",
     "retire_one",
     "retired",
+    "targets",
+    "users_of",
+    "waits_for_start",
+    "write_once",
 ]
 
 log = logging.getLogger(__name__)
 
+SANDBOX_PARTS = ("workspace", "home", "tmp", "execs")
 _STALE = 3600.0  # seconds after which a half-made sandbox is of a process that died
 _GONE_STALE = 60.0  # seconds after which a half-removed one is; to remove it beside somebody who still does is no harm
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What a sandbox must remember for processes that did not start it."""
+    """What a sandbox, a container or a volume must remember for processes that did not make it."""
 
     owner: Owner
     env: dict[str, str]
     created_at: datetime
+    kind: str = "sandbox"
+    mark: str = ""
+    """Of a container: the environment entry by which its processes are known."""
+    volumes: tuple[str, ...] = ()
+    """Of a container: what it mounts."""
 
 
 def default_root() -> Path:
@@ -88,18 +105,34 @@ def node_name(root: Path) -> str:
     return f"native-{machine[:16]}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
 
 
-def make_sandbox(root: Path, ns: str, task_id: str, meta: Meta) -> bool:
-    """Make it unless it is there; False if it was. Any number of processes may try at once: one wins, whole."""
-    final = root / ns / task_id
+def make(
+    root: Path,
+    ns: str,
+    name: str,
+    meta: Meta,
+    parts: Iterable[str],
+    *,
+    durable: bool = True,
+    furnish: Callable[[Path], None] | None = None,
+) -> bool:
+    """Make it with these directories unless it is there; False if it was. Any number of processes may try at once: one
+    wins, whole. `durable` keeps it from being left without its owner by a power cut, at the price of two syncs;
+    `furnish` puts more into it while it has not got its name."""
+    final = root / ns / name
     if final.is_dir():
         return False
     draft = root / f".new-{secrets.token_hex(8)}"
     draft.mkdir(mode=0o700)
     try:
-        for part in ("workspace", "home", "tmp", "execs"):
+        for part in parts:
             (draft / part).mkdir(mode=0o700)
-        text = json.dumps({"owner": asdict(meta.owner), "env": meta.env, "created_at": meta.created_at.isoformat()})
-        _write_durably(draft / "meta.json", text)
+        if furnish is not None:
+            furnish(draft)
+        text = json.dumps({**asdict(meta), "created_at": meta.created_at.isoformat()})
+        if durable:
+            _write_durably(draft / "meta.json", text)
+        else:
+            (draft / "meta.json").write_text(text)
         for _ in range(10):
             (root / ns).mkdir(mode=0o700, exist_ok=True)
             try:
@@ -111,7 +144,7 @@ def make_sandbox(root: Path, ns: str, task_id: str, meta: Meta) -> bool:
                     return False
                 raise
             return True
-        raise BackendError(f"{ns} is being removed while {task_id} starts in it")
+        raise BackendError(f"{ns} is being removed while {name} starts in it")
     finally:
         remove_tree(draft)
 
@@ -120,16 +153,76 @@ def read_meta(sandbox: Path) -> Meta | None:
     """None if the sandbox is not there."""
     try:
         found = json.loads((sandbox / "meta.json").read_text())
-        return Meta(Owner(**found["owner"]), found["env"], datetime.fromisoformat(found["created_at"]).astimezone(UTC))
+        created_at = datetime.fromisoformat(found["created_at"]).astimezone(UTC)
+        return Meta(
+            Owner(**found["owner"]),
+            found["env"],
+            created_at,
+            found.get("kind", "sandbox"),
+            found.get("mark", ""),
+            tuple(found.get("volumes", ())),
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackendError(f"the native sandbox {sandbox} cannot be read: {error}") from error
 
 
+def homes(place: Path) -> list[Path]:
+    """The sandboxes, containers and volumes of a namespace, or of what is left of one."""
+    return [path for path in _listdir(place) if (path / "meta.json").exists()]
+
+
+def waits_for_start(home: Path) -> bool:
+    """Whether a container has been made and not started yet."""
+    return home.exists() and not ((home / "pid").exists() or (home / "exit").exists())
+
+
 def records(home: Path) -> list[Record]:
     """The execs that have begun in a sandbox."""
     return [record for path in _listdir(home / "execs") if (record := Record.parse(path.name))]
+
+
+def targets(home: Path) -> list[Target]:
+    """All processes of a sandbox or container, by what they recorded: also where the rest cannot be read."""
+    found = [Target(f"{EXEC_MARK}={record.nonce}".encode(), record.pid, record.start) for record in records(home)]
+    record = read_record(home, "pid")
+    return [*found, Target(record["mark"].encode(), record["pid"], record["start"])] if record else found
+
+
+def read_record(home: Path, name: str) -> dict[str, Any]:
+    """What a container's keeper wrote; empty if it has not."""
+    try:
+        found = json.loads((home / name).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise BackendError(f"the container {home} cannot be read: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def doom(home: Path) -> bool:
+    """Let a container count as cancelled and never be started again; False if it is gone."""
+    try:
+        (home / "cancelled").touch(mode=0o600)
+    except FileNotFoundError:
+        return False
+    record = read_record(home, "pid")
+    if record and start_of(record["keeper"]) == record["keeper_start"]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record["keeper"], signal.SIGUSR1)  # it may be waiting to start it again
+    return True
+
+
+def write_once(file: Path, found: dict[str, object]) -> None:
+    """Unless it is there. Whole or not at all; nothing if its directory is gone."""
+    draft = file.with_name(f".{file.name}-{secrets.token_hex(8)}")
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        draft.write_text(json.dumps(found))
+        try:
+            os.link(draft, file)
+        finally:
+            draft.unlink()
 
 
 def _write_durably(file: Path, text: str) -> None:
@@ -181,6 +274,16 @@ def _metas(namespace: Path) -> list[Meta]:
         if meta is not None:
             metas.append(meta)
     return metas
+
+
+def users_of(root: Path, ns: str, volume: str) -> list[str]:
+    """The containers of the namespace that mount it and have not ended."""
+    found = []
+    for path in _listdir(root / ns):
+        meta = read_meta(path)
+        if meta is not None and volume in meta.volumes and not (path / "exit").exists():
+            found.append(path.name)
+    return found
 
 
 def retire(root: Path, ns: str) -> None:

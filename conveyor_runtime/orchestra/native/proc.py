@@ -12,13 +12,14 @@ import signal as signals
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Target", "sweep"]
+__all__ = ["Target", "start_of", "sweep"]
 
 
 @dataclass(frozen=True)
 class Target:
     """What to look for: any process with the environment entry `mark`, and, if the process `pid` started at `start`
-    (clock ticks since boot) still lives, all of its session, its group and its descendants."""
+    (clock ticks since boot) still lives, all of its session, its group and its descendants. `start` -1: the number is
+    surely its own, although it may have ended (its parent has not reaped it)."""
 
     mark: bytes
     pid: int = 0
@@ -40,6 +41,7 @@ def sweep(targets: Iterable[Target], signal: int) -> list[int]:
     targets = list(targets)
     # A number alone proves nothing, ids are used again: only a leader with the right start time counts.
     leaders = {t.pid for t in targets if t.pid in stats and stats[t.pid].start == t.start}
+    leaders |= {t.pid for t in targets if t.pid and t.start == -1}
     marks = {t.mark for t in targets}
     found = {
         pid
@@ -49,6 +51,12 @@ def sweep(targets: Iterable[Target], signal: int) -> list[int]:
     found |= _descendants(found, stats)
     found.discard(os.getpid())
     return [pid for pid in sorted(found) if _send(stats[pid], signal)]
+
+
+def start_of(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 if it has ended."""
+    stat = _stat(pid)
+    return stat.start if stat is not None else 0
 
 
 def _descendants(of: set[int], stats: dict[int, _Stat]) -> set[int]:

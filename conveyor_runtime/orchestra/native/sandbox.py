@@ -18,12 +18,13 @@ from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.native import layout
 from conveyor_runtime.orchestra.native.layout import Meta, remove_tree
-from conveyor_runtime.orchestra.native.proc import Target, sweep
+from conveyor_runtime.orchestra.native.proc import Target, start_of, sweep
+from conveyor_runtime.orchestra.native.removal import end_targets, remove_home
 from conveyor_runtime.orchestra.native.spool import spooled
 from conveyor_runtime.orchestra.status import ExitStatus, OnOutput
 from conveyor_runtime.orchestra.task import ExecTag, Stdin
 
-__all__ = ["NativeSandbox", "check_user"]
+__all__ = ["NativeSandbox", "check_user", "environment"]
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -36,6 +37,13 @@ def check_user(user: str | None) -> None:
 
     if user.split(":")[0] not in (str(os.getuid()), getpass.getuser()):
         raise TerminalError(f"the native backend runs as its own user and cannot become {user!r}; use docker")
+
+
+def environment(home: Path, ns: str, env: Mapping[str, str], mark: str) -> dict[str, str]:
+    """What a command sees: `env` beside the few variables it cannot do without, and what it is known by."""
+    own = {"PATH": _PATH, "HOME": str(home / "home"), "TMPDIR": str(home / "tmp"), "LANG": "C.UTF-8"}
+    name, _, value = mark.partition("=")
+    return {**own, **env, execs.SANDBOX_MARK: ns, name: value}
 
 
 class NativeSandbox:
@@ -86,7 +94,7 @@ class NativeSandbox:
             async with spooled(stdin, self._home / "tmp") as readable:
                 child = await Child.start(
                     ["/bin/sh", *command[1:]],
-                    env=self._environment(env, nonce),
+                    env=environment(self._home, self._ns, {**self._env, **(env or {})}, f"{execs.EXEC_MARK}={nonce}"),
                     cwd=self._home,
                     stdin=readable,
                     on_chunk=on_output,
@@ -94,7 +102,7 @@ class NativeSandbox:
         except OSError as error:
             self._check_alive()
             raise BackendError(f"cannot start a process: {error}") from error
-        target = Target(_mark(execs.EXEC_MARK, nonce), child.pid, _start_of(child.pid))
+        target = Target(_mark(execs.EXEC_MARK, nonce), child.pid, start_of(child.pid))
         try:
             return await self._watch(child, target, started_at, timeout, grace)
         finally:
@@ -126,22 +134,7 @@ class NativeSandbox:
 
     async def cleanup(self) -> None:
         """See the contract."""
-        try:
-            await end_targets(await asyncio.to_thread(self._recorded, self._home), 0)
-            place = await asyncio.to_thread(layout.retire_one, self._root, self._ns, self._home.name)
-            if place is None:
-                return
-            # Whoever began between the last look and the removal has lost its directory, and now its life.
-            await end_targets(await asyncio.to_thread(self._recorded, place / self._home.name), 0)
-            await asyncio.to_thread(remove_tree, place)
-        except OSError as error:
-            raise BackendError(f"{self._id}: cannot be removed: {error}") from error
-        if place.exists():
-            raise BackendError(f"{self._id}: cannot be removed: {place}")
-
-    @staticmethod
-    def _recorded(home: Path) -> list[Target]:
-        return [Target(_mark(execs.EXEC_MARK, r.nonce), r.pid, r.start) for r in layout.records(home)]
+        await remove_home(self._root, self._ns, self._home.name)
 
     async def _watch(
         self, child: Child, target: Target, started_at: datetime, timeout: float | None, grace: float
@@ -162,16 +155,6 @@ class NativeSandbox:
         if status.status == "killed":
             self._check_alive()  # killed because somebody closed the namespace: then it says so
         return status
-
-    def _environment(self, env: Mapping[str, str] | None, nonce: str) -> dict[str, str]:
-        own = {
-            "PATH": _PATH,
-            "HOME": str(self._home / "home"),
-            "TMPDIR": str(self._home / "tmp"),
-            "LANG": "C.UTF-8",
-        }
-        marks = {execs.SANDBOX_MARK: self._ns, execs.EXEC_MARK: nonce}
-        return {**own, **self._env, **(env or {}), **marks}
 
     def _check_alive(self) -> None:
         if not (self._home / "meta.json").exists():
@@ -220,26 +203,12 @@ class NativeSandbox:
             remove_tree(draft)
 
 
-async def end_targets(targets: list[Target], grace: float) -> None:
-    """SIGTERM, `grace` seconds, SIGKILL to all that belongs to the targets; returns when nothing is left."""
-    await execs.end(lambda signal: asyncio.to_thread(sweep, targets, signal), grace)
-
-
 def _alive(targets: list[Target]) -> list[Target]:
     return [target for target in targets if sweep([target], 0)]
 
 
 def _mark(name: str, value: str) -> bytes:
     return f"{name}={value}".encode()
-
-
-def _start_of(pid: int) -> int:
-    """Start time of a child that is not reaped yet, in clock ticks since boot; 0 if it is."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def _copy_file(source: str, target: str) -> None:

@@ -17,8 +17,8 @@ from requests import ConnectionError as NotConnected
 
 from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, ImageNotFound, TerminalError
 from conveyor_runtime.orchestra import Mount, Owner, Task
+from conveyor_runtime.orchestra.archive import tar_stream
 from conveyor_runtime.orchestra.docker import spec
-from conveyor_runtime.orchestra.docker.archive import tar_stream
 from conveyor_runtime.orchestra.docker.client import Conflicting, node_name, translate
 from conveyor_runtime.orchestra.docker.image import PullReport, pull_error
 from conveyor_runtime.orchestra.docker.stream import Demux

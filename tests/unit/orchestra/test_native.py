@@ -89,15 +89,15 @@ def test_what_died_half_way_is_swept_up_when_it_is_old(tmp_path: Path) -> None:
         (root / name / "workspace").mkdir(parents=True)
     for name in (".new-old", ".gone-old"):
         os.utime(root / name, (time.time() - 7200,) * 2)
-    layout.make_sandbox(root, "cv-inst-run", "x", META)
+    layout.make(root, "cv-inst-run", "x", META, layout.SANDBOX_PARTS)
     assert [ns for ns, *_ in layout.namespaces(root)] == ["cv-inst-run"]
     assert sorted(path.name for path in root.iterdir() if path.name.startswith(".")) == [".new-young"]
 
 
 def test_a_sandbox_is_made_once_and_whole(tmp_path: Path) -> None:
     root = layout.open_root(tmp_path / "root")
-    assert layout.make_sandbox(root, "ns", "x", META)
-    assert not layout.make_sandbox(root, "ns", "x", META)
+    assert layout.make(root, "ns", "x", META, layout.SANDBOX_PARTS)
+    assert not layout.make(root, "ns", "x", META, layout.SANDBOX_PARTS)
     assert layout.read_meta(root / "ns/x") == META
     assert (root / "ns/x/meta.json").stat().st_mode & 0o777 == 0o600
     assert not [path for path in root.iterdir() if path.name.startswith(".")]
@@ -110,10 +110,10 @@ async def test_closing_removes_what_a_closer_that_was_killed_left(tmp_path: Path
     backend = NativeBackend(tmp_path / "root")
     root = tmp_path / "root"
     for ns in ("cv-inst-run", "cv-inst-run_git_1_0", "cv-inst-run-2"):
-        layout.make_sandbox(root, ns, "x", META)
+        layout.make(root, ns, "x", META, layout.SANDBOX_PARTS)
         layout.retire(root, ns)
     assert not (root / "cv-inst-run").exists()
-    layout.make_sandbox(root, "cv-inst-run", "x", META)
+    layout.make(root, "cv-inst-run", "x", META, layout.SANDBOX_PARTS)
     await backend.close_namespace("cv-inst-run", grace=0)
     [other] = [path for path in root.iterdir() if path.is_dir()]
     assert other.name.startswith(".gone-cv-inst-run-2-")
@@ -133,7 +133,7 @@ async def test_a_broken_sandbox_hides_no_other_and_is_reaped_when_it_is_old(tmp_
     strangers = ["cv-other-" + RUN, "cv-inst-custom", "notes"]
     broken = [f"cv-inst-{RUN}", f"cv-inst-{RUN}_git_1_0", *strangers]
     for ns in [*broken, "cv-inst-whole"]:
-        layout.make_sandbox(root, ns, "x", META)
+        layout.make(root, ns, "x", META, layout.SANDBOX_PARTS)
     for ns, text in zip(broken, ("", "{", "[]", "{}", "null"), strict=True):
         (root / ns / "x/meta.json").write_text(text)
     empty = f"cv-inst-{RUN[:-1]}0"
@@ -163,7 +163,7 @@ def test_what_a_sandbox_remembers_is_on_disk_before_it_has_its_name(
 ) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
-    layout.make_sandbox(layout.open_root(tmp_path / "root"), "ns", "x", META)
+    layout.make(layout.open_root(tmp_path / "root"), "ns", "x", META, layout.SANDBOX_PARTS)
     assert [Path(path).name.partition("-")[0] for path in synced] == ["meta.json", ".new"]
 
 

@@ -1,0 +1,171 @@
+"""A native container: what its directory says of it, in whichever process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from conveyor_runtime.errors import BackendError, Gone
+from conveyor_runtime.orchestra import execs
+from conveyor_runtime.orchestra.native import layout
+from conveyor_runtime.orchestra.native.layout import Meta
+from conveyor_runtime.orchestra.native.proc import start_of, sweep
+from conveyor_runtime.orchestra.native.removal import remove_home
+from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, Stream
+
+__all__ = ["NativeContainer"]
+
+_CHUNK = 256 * 1024
+_POLL = (0.002, 0.005, 0.01, 0.02, 0.05)  # seconds between looks at files, the last one repeated
+_SETTLE = 5.0  # seconds for a keeper to write down what has happened
+
+
+class NativeContainer:
+    """See `conveyor_runtime.orchestra.base.Container`."""
+
+    def __init__(self, root: Path, ns: str, task_id: str, meta: Meta) -> None:
+        self._root = root
+        self._ns = ns
+        self._home = root / ns / task_id
+        self._meta = meta
+        self._final: ContainerStatus | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self._ns}.{self._home.name}"
+
+    async def status(self) -> ContainerStatus:
+        """See the contract."""
+        return self._look()
+
+    async def wait(self) -> ContainerStatus:
+        """See the contract."""
+        looks = 0
+        while not (status := self._look()).done:
+            pid = self._record("pid").get("pid", 0)
+            if not (pid and await _ended(pid, self._record("pid").get("start", 0))):
+                await asyncio.sleep(_POLL[min(looks, len(_POLL) - 1)])
+                looks += 1
+        return status
+
+    async def logs(self, on_output: OnOutput, *, follow: bool = True) -> None:
+        """See the contract."""
+        streams: tuple[Stream, Stream] = ("stdout", "stderr")
+        with contextlib.ExitStack() as stack:
+            try:
+                files = [(name, stack.enter_context(_opened(self._home / name))) for name in streams]
+            except FileNotFoundError as error:
+                raise Gone(f"the container {self.id} was removed") from error
+            ending = asyncio.create_task(self.wait()) if follow else None
+            try:
+                quiet = 0
+                while True:
+                    last = ending is None or ending.done()
+                    news = False
+                    for name, file in files:
+                        while data := file.read(_CHUNK):
+                            news = True
+                            await on_output(name, data)
+                            await asyncio.sleep(0)  # a taker that never waits must not keep others from their turn
+                    if last or ending is None:
+                        return
+                    quiet = 0 if news else quiet + 1
+                    await asyncio.wait([ending], timeout=_POLL[min(quiet, len(_POLL) - 1)])
+            finally:
+                if ending is not None:
+                    ending.cancel()
+                    await asyncio.wait([ending])
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """See the contract."""
+        if self._look().done or not layout.doom(self._home):
+            return
+        while not self._look().done:
+            try:
+                async with asyncio.timeout(_SETTLE + grace):
+                    await self._end(grace)
+                    await self.wait()
+            except TimeoutError:
+                raise BackendError(f"the container {self.id} does not end") from None
+
+    async def cleanup(self) -> None:
+        """See the contract."""
+        await remove_home(self._root, self._ns, self._home.name)
+
+    async def _end(self, grace: float) -> None:
+        await execs.end(lambda number: asyncio.to_thread(sweep, layout.targets(self._home), number), grace)
+
+    def _look(self) -> ContainerStatus:
+        if self._final is None:
+            status = self._read()
+            if not status.done:
+                return status
+            self._final = status
+        return self._final
+
+    def _read(self) -> ContainerStatus:
+        found = self._record("exit")
+        if found:
+            return _finished(found)
+        if not self._home.exists():
+            return ContainerStatus("error", None, "gone", self._meta.created_at, datetime.now(UTC))
+        record = self._record("pid")
+        if record and not _alive(record):
+            if found := self._record("exit"):  # written meanwhile
+                return _finished(found)
+            # Killed with its keeper: how it ended nobody knows, and that must stay so.
+            verdict = "cancelled" if (self._home / "cancelled").exists() else "lost"
+            found = {"code": None, "restarts": record["restarts"], "started": record["at"], "verdict": verdict}
+            layout.write_once(self._home / "exit", {**found, "oom": False, "finished": datetime.now(UTC).timestamp()})
+            return _finished(self._record("exit") or found)
+        started_at = datetime.fromtimestamp(record["at"], UTC) if record else self._meta.created_at
+        return ContainerStatus("running", None, None, started_at, None, restarts=record.get("restarts", 0))
+
+    def _record(self, name: str) -> dict[str, Any]:
+        return layout.read_record(self._home, name)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return open(path, "rb", 0)
+
+
+def _finished(found: dict[str, Any]) -> ContainerStatus:
+    code, verdict = found["code"], found["verdict"]
+    started, finished = (datetime.fromtimestamp(found[name], UTC) for name in ("started", "finished"))
+    ended = execs.status_of(code or 0, started, oom=found["oom"])
+    if verdict in ("cancelled", "timeout"):
+        return ContainerStatus(verdict, code, None, started, finished, restarts=found["restarts"])
+    if verdict == "lost":
+        return ContainerStatus("error", None, "gone", started, finished, restarts=found["restarts"])
+    return ContainerStatus(ended.status, code, ended.reason, started, finished, restarts=found["restarts"])
+
+
+def _alive(record: dict[str, Any]) -> bool:
+    """Whether its command or its keeper lives."""
+    pairs = (("pid", "start"), ("keeper", "keeper_start"))
+    return any(record[start] and start_of(record[pid]) == record[start] for pid, start in pairs)
+
+
+async def _ended(pid: int, start: int) -> bool:
+    """Wait until that process has ended; False if it had already."""
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if start_of(pid) != start:
+            return False
+        over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(handle, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(handle)
+    finally:
+        os.close(handle)
+    return True

@@ -1,0 +1,34 @@
+"""Taking sandboxes and containers away."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from conveyor_runtime.errors import BackendError
+from conveyor_runtime.orchestra import execs
+from conveyor_runtime.orchestra.native import layout
+from conveyor_runtime.orchestra.native.proc import Target, sweep
+
+__all__ = ["end_targets", "remove_home"]
+
+
+async def end_targets(targets: list[Target], grace: float) -> None:
+    """SIGTERM, `grace` seconds, SIGKILL to all that belongs to the targets; returns when nothing is left."""
+    await execs.end(lambda signal: asyncio.to_thread(sweep, targets, signal), grace)
+
+
+async def remove_home(root: Path, ns: str, name: str) -> None:
+    """Kill what runs in one sandbox or container and remove it. Raises `BackendError` for what remains."""
+    try:
+        place = await asyncio.to_thread(layout.retire_one, root, ns, name)
+        if place is None:
+            return
+        # Its name is taken away first: whoever looks from now on finds it gone, and not killed.
+        targets = await asyncio.to_thread(layout.targets, place / name)
+        await end_targets(targets, 0)
+        await asyncio.to_thread(layout.remove_tree, place)
+    except OSError as error:
+        raise BackendError(f"{ns}.{name}: cannot be removed: {error}") from error
+    if place.exists():
+        raise BackendError(f"{ns}.{name}: cannot be removed: {place}")

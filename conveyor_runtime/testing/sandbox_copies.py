@@ -1,0 +1,91 @@
+"""Files into the workspace: all of them, as they are, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from conveyor_runtime.errors import TerminalError
+from conveyor_runtime.orchestra import Sandbox
+from conveyor_runtime.testing.place import run
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    (source / "deep/er").mkdir(parents=True)
+    (source / "empty").mkdir()
+    (source / "deep/er/file").write_bytes(b"x" * 1_000_003)
+    (source / "run.sh").write_text("#!/bin/sh\necho ran\n")
+    (source / "run.sh").chmod(0o755)
+    (source / ".hidden").write_text("h")
+    (source / "none").touch()
+    (source / "ü name\nwith 'all'").write_text("odd")
+    os.symlink("run.sh", source / "link")
+    os.symlink("/etc/passwd", source / "outside")
+    (source / ("n" * 120)).mkdir()
+    (source / ("n" * 120) / ("m" * 120)).write_text("long")
+    return source
+
+
+async def test_a_tree_arrives_as_it_is(sandbox: Sandbox, tree: Path) -> None:
+    await sandbox.copy_in(tree, ".")
+    script = (
+        './run.sh && readlink link && readlink outside && cat .hidden none "$1" n*/m* && '
+        "ls -d empty && wc -c < deep/er/file && stat -c %u . deep run.sh"
+    )
+    status, said = await run(sandbox, script, "ü name\nwith 'all'")
+    assert status.status == "success", said.stderr
+    uid = b"0" if not os.getuid() else str(os.getuid()).encode()
+    assert said.stdout.split() == [b"ran", b"run.sh", b"/etc/passwd", b"hoddlongempty", b"1000003", uid, uid, uid]
+
+
+async def test_what_was_there_goes(sandbox: Sandbox, tree: Path) -> None:
+    await run(sandbox, "mkdir -p old/x sub/y; echo 1 > old/f; echo 1 > .dot; echo 1 > ..dots; chmod a-w old")
+    await sandbox.copy_in(tree, ".")
+    _, said = await run(sandbox, "for f in * .[!.]*; do printf '%s\\n' \"$f\"; done")
+    assert sorted(os.fsdecode(said.stdout).splitlines()) == sorted("\n".join(os.listdir(tree)).splitlines())
+    await run(sandbox, "echo keep > keep; mkdir -p a/b; echo old > a/b/old")
+    await sandbox.copy_in(tree, "a/b")
+    _, said = await run(sandbox, "ls -d keep a/b/old a/b/run.sh")
+    assert sorted(said.stdout.split()) == [b"a/b/run.sh", b"keep"]
+
+
+async def test_a_file_or_link_in_the_way_is_replaced(sandbox: Sandbox, tree: Path) -> None:
+    await run(sandbox, "echo x > file; mkdir precious; echo p > precious/p; ln -s precious link")
+    await sandbox.copy_in(tree, "file")
+    await sandbox.copy_in(tree, "link")
+    status, said = await run(sandbox, "file/run.sh && link/run.sh && ls precious && test ! -L link")
+    assert (status.status, said.stdout) == ("success", b"ran\nran\np\n")
+
+
+@pytest.mark.parametrize("target", ["..", "../x", "/etc", "a/../../x", "a\0b", "/"])
+async def test_targets_outside_are_refused(sandbox: Sandbox, tree: Path, target: str) -> None:
+    with pytest.raises(TerminalError):
+        await sandbox.copy_in(tree, target)
+
+
+async def test_links_in_the_workspace_lead_nowhere(sandbox: Sandbox, tree: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "victim"
+    outside.mkdir()
+    (outside / "file").write_text("precious")
+    await run(sandbox, f"mkdir -p {outside} 2>/dev/null; ln -s {outside} way")
+    with pytest.raises(Exception, match="out of the workspace"):
+        await sandbox.copy_in(tree, "way/deeper")
+    assert [path.name for path in outside.iterdir()] == ["file"]
+
+
+async def test_sockets_and_pipes_are_refused(sandbox: Sandbox, tmp_path: Path) -> None:
+    for name in ("pipe", "socket"):
+        source = tmp_path / f"with-{name}"
+        source.mkdir()
+        if name == "pipe":
+            os.mkfifo(source / "p")
+        else:
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(source / "s"))
+        with pytest.raises(TerminalError, match="neither a file"):
+            await sandbox.copy_in(source, ".")

@@ -1,0 +1,132 @@
+"""Native containers and the process that stays with them, when others die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conveyor_runtime.orchestra import Owner, RestartPolicy, Task
+from conveyor_runtime.orchestra.native import NativeBackend
+
+OWNER = Owner("inst", "run", "start", 1, 0)
+NS = "cv-inst-run"
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from conveyor_runtime.orchestra import Owner, RestartPolicy, Task
+from conveyor_runtime.orchestra.native import NativeBackend
+
+async def main():
+    backend = NativeBackend(Path(sys.argv[1]))
+    policy, timeout = RestartPolicy(sys.argv[3]), eval(sys.argv[4])
+    task = Task("task", command=("sh", "-c", sys.argv[2]), restart=policy, timeout=timeout)
+    await backend.run("cv-inst-run", task, Owner("inst", "run", "start", 1, 0))
+    print("up", flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+def abandon(root: Path, script: str, policy: str = "no", timeout: float | None = None) -> None:
+    """Have a worker start a container, and kill the worker."""
+    arguments = [sys.executable, "-c", WORKER, str(root), script, policy, repr(timeout)]
+    worker = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"up\n"
+    worker.kill()
+    worker.wait()
+    worker.stdout.close()
+
+
+def keeper_of(root: Path) -> int:
+    pid = json.loads((root / NS / "task/pid").read_text())["keeper"]
+    assert isinstance(pid, int)
+    return pid
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while os.path.exists(f"/proc/{pid}") and b"\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_container_outlives_its_worker_and_says_how_it_ended(tmp_path: Path) -> None:
+    abandon(tmp_path, f"echo early; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo late; exit 9")
+    backend = NativeBackend(tmp_path)
+    container = await backend.get(NS, "task")
+    assert (await container.status()).status == "running"
+    again = await backend.run(NS, Task("task", command=("false",)), OWNER)
+    (tmp_path / "go").touch()
+    status = await container.wait()
+    assert (status.status, status.exit_code) == ("error", 9)
+    assert await again.wait() == status
+    await gone(keeper_of(tmp_path))
+    assert (tmp_path / NS / "task/stdout").read_bytes() == b"early\nlate\n"
+
+
+async def test_restarts_and_timeouts_go_on_without_a_worker(tmp_path: Path) -> None:
+    abandon(tmp_path, "echo x; exit 1", "on-failure", 1.0)
+    status = await (await NativeBackend(tmp_path).get(NS, "task")).wait()
+    assert status.status == "timeout"
+    assert status.restarts >= 1
+
+
+async def test_a_service_is_stopped_by_another_process(tmp_path: Path) -> None:
+    abandon(tmp_path, "sleep 1000", "always")
+    container = await NativeBackend(tmp_path).get(NS, "task")
+    await container.stop(grace=1)
+    assert (await container.status()).status == "cancelled"
+    await gone(keeper_of(tmp_path))
+
+
+async def test_stopped_between_two_starts(tmp_path: Path) -> None:
+    backend = NativeBackend(tmp_path)
+    container = await backend.run(NS, Task("task", command=("false",), restart=RestartPolicy("always")), OWNER)
+    async with asyncio.timeout(10):
+        while (await container.status()).restarts < 3:
+            await asyncio.sleep(0.02)
+        await container.stop()
+    assert (await container.status()).status == "cancelled"
+    await backend.close()
+
+
+async def test_a_keeper_that_is_killed_leaves_an_honest_end(tmp_path: Path) -> None:
+    backend = NativeBackend(tmp_path)
+    container = await backend.run(NS, Task("task", command=("sleep", "1000")), OWNER)
+    os.kill(keeper_of(tmp_path), signal.SIGKILL)
+    assert (await container.status()).status == "running"
+    pid = json.loads((tmp_path / NS / "task/pid").read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        status = await container.wait()
+    assert (status.status, status.exit_code, status.reason) == ("error", None, "gone")
+    assert await (await backend.get(NS, "task")).status() == status
+    other = await backend.run(NS, Task("other", command=("true",)), OWNER)
+    assert (await other.wait()).status == "success"
+    await backend.close()
+
+
+async def test_a_keeper_ends_with_its_worker(tmp_path: Path) -> None:
+    backend = NativeBackend(tmp_path)
+    await (await backend.run(NS, Task("task", command=("true",)), OWNER)).wait()
+    await backend.close()
+    await gone(keeper_of(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
+async def test_signals_are_for_commands_and_not_ignored_by_them(tmp_path: Path, name: str) -> None:
+    backend = NativeBackend(tmp_path)
+    container = await backend.run(NS, Task("task", command=("sh", "-c", f"kill -{name} $$; echo deaf")), OWNER)
+    os.kill(keeper_of(tmp_path), getattr(signal, f"SIG{name}"))
+    assert (await container.wait()).status == "killed"
+    assert (await backend.run(NS, Task("other", command=("true",)), OWNER)).id
+    await backend.close()
