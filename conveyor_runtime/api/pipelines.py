@@ -10,7 +10,7 @@ from conveyor_runtime.api import present
 from conveyor_runtime.api.deps import Current, ObjectName, Page, ServicesDep, paginate, revision_header, same_as_path
 from conveyor_runtime.api.documents import Document
 from conveyor_runtime.api.openapi import takes
-from conveyor_runtime.api.resources import remove
+from conveyor_runtime.api.resources import Force, remove
 from conveyor_runtime.api.shapes import Deleting, PipelineDraft, PipelineView, WrittenPipeline
 from conveyor_runtime.engine import Accepted, Draft
 from conveyor_runtime.engine.validation import PIPELINE, parse
@@ -66,6 +66,6 @@ async def update(name: ObjectName, document: Document, services: ServicesDep, re
 
 
 @router.delete("/pipelines/{name}", status_code=204, response_class=Response, responses={202: {"model": Deleting}})
-async def delete(name: ObjectName, services: ServicesDep) -> Response:
+async def delete(name: ObjectName, services: ServicesDep, force: Force = False) -> Response:
     """Delete a pipeline: 204 when it is gone, 202 while a driver that listens to pipelines cleans up."""
-    return await remove(services, PIPELINE, name)
+    return await remove(services, PIPELINE, name, force)

@@ -38,6 +38,8 @@ from conveyor_runtime.store import Versioned
 
 router = APIRouter(tags=["resources"])
 
+Force = Annotated[bool, Query(description="Ask no driver to clean up; a delete under way is cancelled.")]
+
 
 def draft_of(document: dict[str, Any]) -> Draft:
     """The draft a body holds. Raises InvalidInput."""
@@ -134,14 +136,14 @@ async def update(
 @router.delete(
     "/resources/{type}/{name}", status_code=204, response_class=Response, responses={202: {"model": Deleting}}
 )
-async def delete(type_: TypeName, name: ObjectName, services: ServicesDep) -> Response:
+async def delete(type_: TypeName, name: ObjectName, services: ServicesDep, force: Force = False) -> Response:
     """Delete a resource: 204 when it is gone, 202 while its drivers clean up (ask again, or watch the run)."""
-    return await remove(services, type_, name)
+    return await remove(services, type_, name, force)
 
 
-async def remove(services: Services, type_: str, name: str) -> Response:
+async def remove(services: Services, type_: str, name: str, force: bool) -> Response:
     """Delete a resource and say what became of that."""
-    deleted = await services.intake.delete(type_, name)
+    deleted = await services.intake.delete(type_, name, force=force)
     headers = revision_header(deleted.revision)
     if deleted.gone:
         return Response(status_code=204, headers=headers)

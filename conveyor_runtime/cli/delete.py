@@ -26,6 +26,9 @@ def delete(
         str, typer.Option("--file", "-f", metavar="FILE", help="Delete what this file names; - is stdin.")
     ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return once it is gone.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Ask no driver to clean up, and cancel a delete under way.")
+    ] = False,
     api_url: options.ApiUrl = None,
     token: options.Token = None,
 ) -> None:
@@ -33,21 +36,25 @@ def delete(
 
     The run of a deleted resource is cancelled, its `finally` steps run, then the drivers that asked for it clean up.
     A driver that registered once gets a step of every resource of its type, until it is forgotten with this command.
+    A delete waits for a driver that does not run; --force does without it, and what it would have removed stays.
 
     \b
     Examples: conveyor delete ci-build hello --wait
+              conveyor delete ci-build hello --force
               conveyor delete driver greeter
               conveyor delete -f ci-build.yaml
     """
     from conveyor_runtime.client import ConflictError, NotFoundError
 
     targets = _targets(type_, name, file)
+    if force and (rigid := [noun.title for noun, _ in targets if noun.delete_by_force is None]):
+        raise typer.BadParameter(f"no driver cleans up after a {rigid[0]}", param_hint="--force")
 
     async def question(client: Client) -> ExitCode:
         code = ExitCode.SUCCESS
         for noun, target in targets:
             try:
-                code = max(code, await _delete(client, noun, target, wait=wait))
+                code = max(code, await _delete(client, noun, target, wait=wait, force=force))
             except (NotFoundError, ConflictError) as error:
                 # One that cannot be deleted keeps none of the others.
                 say(f"error: {noun.title}/{target}: {error}")
@@ -79,16 +86,17 @@ def _targets(type_: str, name: str, file: str) -> list[tuple[Noun, str]]:
     return [(noun, name)]
 
 
-async def _delete(client: Client, noun: Noun, name: str, *, wait: bool) -> ExitCode:
+async def _delete(client: Client, noun: Noun, name: str, *, wait: bool, force: bool) -> ExitCode:
     import asyncio
     import contextlib
 
     from conveyor_runtime.cli.watch import wait as wait_for
     from conveyor_runtime.client import NotFoundError
 
-    assert noun.delete is not None
+    delete = noun.delete_by_force if force else noun.delete
+    assert delete is not None
     title = f"{noun.title}/{name}"
-    deleted = await noun.delete(client, name)
+    deleted = await delete(client, name)
     if deleted.gone:
         print(f"{title} deleted")
         return ExitCode.SUCCESS

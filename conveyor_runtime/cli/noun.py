@@ -29,13 +29,15 @@ class RunFilter:
 
 @dataclass(frozen=True)
 class Noun:
-    """One kind of thing: `title` is what stands before the slash in `-o name`."""
+    """One kind of thing: `title` is what stands before the slash in `-o name`. `delete_by_force` is there where drivers
+    may be asked to clean up, and asks none."""
 
     title: str
     columns: Sequence[Column]
     list_all: Callable[[Client, RunFilter], Awaitable[list[Row]]]
     read: Callable[[Client, str], Awaitable[Row]]
     delete: Callable[[Client, str], Awaitable[Deleted]] | None = None
+    delete_by_force: Callable[[Client, str], Awaitable[Deleted]] | None = None
 
 
 def title_of(row: Row) -> str:
@@ -98,7 +100,10 @@ def _resources(type_: str | None) -> Noun:
     async def delete(client: Client, name: str) -> Deleted:
         return await client.delete_resource(type_ or "", name)
 
-    return Noun(type_ or "", _RESOURCE_COLUMNS, list_all, read, delete)
+    async def by_force(client: Client, name: str) -> Deleted:
+        return await client.delete_resource(type_ or "", name, force=True)
+
+    return Noun(type_ or "", _RESOURCE_COLUMNS, list_all, read, delete, by_force)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------
@@ -185,6 +190,10 @@ async def _delete_pipeline(client: Client, name: str) -> Deleted:
     return await client.delete_pipeline(name)
 
 
+async def _delete_pipeline_by_force(client: Client, name: str) -> Deleted:
+    return await client.delete_pipeline(name, force=True)
+
+
 async def _list_drivers(client: Client, _: RunFilter) -> list[Row]:
     return [plain(it) for it in await client.drivers()]
 
@@ -207,7 +216,9 @@ async def _forget_driver(client: Client, name: str) -> Deleted:
 
 _RUN = Noun("run", _RUN_COLUMNS, _list_runs, _read_run)
 _DEFINITION = Noun("definition", _DEFINITION_COLUMNS, _list_definitions, _read_definition, _delete_definition)
-_PIPELINE = Noun("pipeline", _PIPELINE_COLUMNS, _list_pipelines, _read_pipeline, _delete_pipeline)
+_PIPELINE = Noun(
+    "pipeline", _PIPELINE_COLUMNS, _list_pipelines, _read_pipeline, _delete_pipeline, _delete_pipeline_by_force
+)
 _DRIVER = Noun("driver", _DRIVER_COLUMNS, _list_drivers, _read_driver, _forget_driver)
 
 _NOUNS: Mapping[str, Noun] = {

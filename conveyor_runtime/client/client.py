@@ -86,9 +86,9 @@ class Client:
         """All resources (of a type), by type and name."""
         return await self._all(ResourceInfo, "/resources", {"type": type})
 
-    async def delete_resource(self, type: str, name: str) -> Deleted:  # noqa: A002
-        """Delete the resource: gone at once, or once its drivers have cleaned up."""
-        return await self._delete(_path("resources", type, name), name)
+    async def delete_resource(self, type: str, name: str, *, force: bool = False) -> Deleted:  # noqa: A002
+        """Delete the resource: gone at once, or once its drivers have cleaned up; by `force` none is asked."""
+        return await self._delete(_path("resources", type, name), name, force=force)
 
     # -- definitions ---------------------------------------------------------------------------------------------
 
@@ -131,9 +131,9 @@ class Client:
         """All pipelines by name."""
         return await self._all(Pipeline, "/pipelines", {})
 
-    async def delete_pipeline(self, name: str) -> Deleted:
-        """Delete a pipeline; runs under way keep the one they started with."""
-        return await self._delete(_path("pipelines", name), name)
+    async def delete_pipeline(self, name: str, *, force: bool = False) -> Deleted:
+        """Delete a pipeline; runs under way keep the one they started with. `force` as for resources."""
+        return await self._delete(_path("pipelines", name), name, force=force)
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
@@ -221,8 +221,8 @@ class Client:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    async def _delete(self, path: str, name: str) -> Deleted:
-        response = await self._transport.send("DELETE", path)
+    async def _delete(self, path: str, name: str, *, force: bool) -> Deleted:
+        response = await self._transport.send("DELETE", path, params={"force": "true"} if force else {})
         return Deleted(name=name, gone=True) if response.status_code == 204 else _one(Deleted, response)
 
     async def _all(self, model: type[M], path: str, params: Mapping[str, Any], most: int | None = None) -> list[M]:

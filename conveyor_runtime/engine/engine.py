@@ -187,6 +187,8 @@ class Engine:
         other look at its plan."""
         if run.status.terminal:
             return run
+        if run.plan is None and run.cancel is not None:
+            return await self._end_if_cancelled(run)
         if not self.is_active(run) and not (run.cancel is not None and await self._became_active(run)):
             return await self._end_if_cancelled(run)
         if run.run_id in self._starting:
@@ -224,7 +226,7 @@ class Engine:
         return found is not None and found.record.active is not None and found.record.active.run_id == run.run_id
 
     async def _end_if_cancelled(self, run: RunRecord) -> RunRecord:
-        """A run whose turn has not come ends at once when it is cancelled."""
+        """A run whose turn has not come, or that has no plan yet, ends at once when it is cancelled."""
         if run.cancel is None:
             return run
         cancel, now = run.cancel, self.transitions.now()

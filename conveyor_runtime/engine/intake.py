@@ -8,13 +8,13 @@ from weakref import WeakValueDictionary
 
 import uuid_utils
 
-from conveyor_runtime.engine import planner, plans
+from conveyor_runtime.engine import planner, plans, steps
 from conveyor_runtime.engine.acceptance import Acceptance, owe
 from conveyor_runtime.engine.definitions import Definitions
 from conveyor_runtime.engine.drafts import Draft, DraftChecker, check_names
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.errors import Conflict, NotFound
-from conveyor_runtime.models import ResourceRecord, RunRecord
+from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord
 from conveyor_runtime.store import Put, keys
 
 
@@ -120,19 +120,22 @@ class Intake:
             found = await self._state.resource(draft.type, draft.name)
         raise Conflict(f"{draft.type}/{draft.name} was deleted meanwhile")
 
-    async def delete(self, type_: str, name: str) -> Deleted:
-        """Begin (or go on with) a resource's deletion: its runs end, then the drivers that asked clean up."""
-        async with self._lock(type_, name):
-            return await self._delete(type_, name)
+    async def delete(self, type_: str, name: str, *, force: bool = False) -> Deleted:
+        """Begin (or go on with) a resource's deletion: its runs end, then the drivers that asked clean up.
 
-    async def _delete(self, type_: str, name: str) -> Deleted:
+        By `force` no driver is asked: a delete under way is cancelled, and one without steps comes after it.
+        """
+        async with self._lock(type_, name):
+            return await self._delete(type_, name, force)
+
+    async def _delete(self, type_: str, name: str, force: bool) -> Deleted:
         found = await self._state.resource(type_, name)
         while found is not None:
             old = found.record
-            under_way = next((entry for entry in old.entries if entry.event == "delete"), None)
-            if under_way is not None:
+            under_way = steps.last_delete(old)
+            if under_way is not None and not (force and await self._asks_drivers(under_way.run_id)):
                 return Deleted(under_way.run_id, found.revision, gone=False)
-            plan = plans.plan_delete(type_, await self._drafts.pipeline_steps(old), self._engine.fleet())
+            plan = () if force else await self._cleaners(old)
             run = await self._acceptance.new_run(old, "delete", plan)
             assert run is not None
             record = owe(old.model_copy(update={"deleting": True}), run)
@@ -147,6 +150,15 @@ class Intake:
                 return Deleted(run.run_id, stored, gone=gone)
             found = await self._state.resource(type_, name)
         raise NotFound(f"there is no {type_} named {name}")
+
+    async def _cleaners(self, record: ResourceRecord) -> tuple[PlannedStep, ...]:
+        pipeline = await self._drafts.pipeline_steps(record)
+        return plans.plan_delete(record.type, pipeline, self._engine.fleet())
+
+    async def _asks_drivers(self, run_id: str) -> bool:
+        """Whether this delete is one that drivers have steps of."""
+        found = await self._transitions.find(run_id)
+        return found is None or found.record.plan != ()
 
     async def rerun(self, run_id: str) -> Accepted:
         """A new run of a run's resource as it is now, for the same event. Raises NotFound, Conflict, and what a spec

@@ -39,10 +39,10 @@ def run_puts(run: RunRecord) -> list[Put]:
 def superseded(record: ResourceRecord, keep_all: bool) -> Iterator[tuple[Entry, str]]:
     """Entries that must end unrun, with the reason."""
     if record.deleting:
-        by = next((entry.run_id for entry in reversed(record.entries) if entry.event == "delete"), "the delete")
+        last = steps.last_delete(record)
         for entry in record.queue:
-            if entry.event != "delete":
-                yield entry, f"superseded by {by}"
+            if entry != last:
+                yield entry, f"superseded by {last.run_id if last else 'the delete'}"
         return
     for entry in record.queue:
         waits_its_turn = entry.event in _CHANGES and entry.due is None
@@ -136,9 +136,10 @@ class Settler:
         keep_all = definition is not None and definition.record.queue == "all"
         for entry, reason in superseded(record, keep_all):
             await self._transitions.change(entry.run_id, partial(planner.end_unstarted, reason=reason, now=now))
-        if record.deleting and record.active and record.active.event != "delete":
+        if record.deleting and record.active and record.active != steps.last_delete(record):
+            why = "by force" if record.active.event == "delete" else "the resource is being deleted"
             run = await self._transitions.change(
-                record.active.run_id, lambda run: planner.cancel(run, "delete", "the resource is being deleted", now)
+                record.active.run_id, lambda run: planner.cancel(run, "delete", why, now)
             )
             if run is not None and not run.status.terminal:
                 self._cancelled(run)

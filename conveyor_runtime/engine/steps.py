@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import (
     LONGEST_MESSAGE,
+    Entry,
     PlannedStep,
     ResourceRecord,
     RunRecord,
@@ -73,9 +74,18 @@ def cancel_applies(run: RunRecord, step: PlannedStep) -> bool:
     return run.cancel is not None and not step.finally_
 
 
+def last_delete(record: ResourceRecord) -> Entry | None:
+    """The delete that all else the resource owes makes way for. One asked for by force comes after one under way, and
+    counts before one that waits for its time."""
+    deletes = [entry for entry in reversed(record.entries) if entry.event == "delete"]
+    return max(deletes, key=lambda entry: entry.due is None, default=None)
+
+
 def delete_succeeded(record: ResourceRecord, run: RunRecord) -> bool:
     """Whether this ended run was the delete that may remove the record."""
-    return record.deleting and run.event == "delete" and run.status is Status.SUCCEEDED and run.requeue_after is None
+    last = last_delete(record)
+    counts = record.deleting and last is not None and last.run_id == run.run_id
+    return counts and run.status is Status.SUCCEEDED and run.requeue_after is None
 
 
 def needs_ended(run: RunRecord, step: PlannedStep) -> bool:

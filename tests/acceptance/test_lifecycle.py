@@ -75,6 +75,7 @@ def test_settings_that_cannot_work(own_world: World) -> None:
         (("gett", "runs"), "No such command 'gett'"),
         (("get", "runs", "--status", "Sleeping"), "Sleeping is no status"),
         (("delete", "run", "x"), "cannot be deleted; cancel it"),
+        (("delete", "driver", "x", "--force"), "no driver cleans up after a driver"),
     ):
         done = own_world.run(*arguments)
         assert done.returncode == 2, (arguments, done.stderr)

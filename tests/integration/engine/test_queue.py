@@ -101,6 +101,16 @@ async def test_cancel_of_a_step_nobody_claimed_ends_at_once(cluster: Cluster) ->
     assert (await cluster.ended(run_id)).status == "Cancelled"
 
 
+async def test_cancel_of_a_direct_run_that_no_driver_takes_ends_at_once(cluster: Cluster) -> None:
+    """Rule 13, where there is not even a plan yet."""
+    await cluster.define("thing")
+    run_id = (await cluster.post("thing", "one")).run_id
+    await cluster.until(lambda: cluster.run(run_id).status == "Pending")
+    await cluster.intake.cancel(run_id, who="test", why="enough")
+    run = await cluster.ended(run_id)
+    assert (run.status, run.reason) == ("Cancelled", "cancelled by test: enough")
+
+
 async def test_work_posted_before_any_driver_waits_for_it(cluster: Cluster) -> None:
     calls: list[tuple[str, str]] = []
     await cluster.define("thing")
@@ -225,3 +235,73 @@ async def test_requeue_runs_the_same_event_again_later(cluster: Cluster) -> None
     await cluster.until(lambda: len(runs) == 2)
     assert [run.split()[0] for run in runs] == ["create", "create"]
     assert runs[1].split()[1] != accepted.run_id
+
+
+async def test_a_delete_waits_visibly_for_a_driver_that_has_no_process(cluster: Cluster) -> None:
+    """Rules 3 and 6."""
+    run_id = await _delete_without_a_cleaner(cluster)
+    calls: list[tuple[str, str]] = []
+    await cluster.add(recorder("cleaner", calls, events=("delete",)))
+    await cluster.gone("thing", "one")
+    assert cluster.run(run_id).status == "Succeeded"
+    assert calls == [("cleaner", "delete")]
+
+
+async def test_a_delete_by_force_does_without_the_driver_it_waits_for(cluster: Cluster) -> None:
+    """Rule 3."""
+    waiting = await _delete_without_a_cleaner(cluster)
+    forced = await cluster.intake.delete("thing", "one", force=True)
+    assert forced.run_id != waiting
+    await cluster.gone("thing", "one")
+    assert cluster.run(waiting).status == "Cancelled"
+    assert cluster.run(forced.run_id).status == "Succeeded"
+
+
+async def test_a_delete_by_force_of_what_is_idle_is_immediate(cluster: Cluster) -> None:
+    await cluster.define("thing")
+    await cluster.add(recorder("cleaner", [], events="*"))
+    await cluster.ended((await cluster.post("thing", "one")).run_id)
+    await cluster.until(lambda: _idle(cluster))
+    assert (await cluster.intake.delete("thing", "one", force=True)).gone
+
+
+async def test_a_delete_by_force_is_last_all_the_same(cluster: Cluster) -> None:
+    """Rule 3: the record is removed once the delete under way is terminal, which its worker is asked to end."""
+    released = asyncio.Event()
+    started: asyncio.Queue[str] = asyncio.Queue()
+
+    async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
+        if event == "delete":
+            started.put_nowait(run_id)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await released.wait()
+
+    await cluster.define("thing")
+    await cluster.add(Driver("a", ("thing",), reconcile, events="*"), kill_grace=10.0)
+    await cluster.ended((await cluster.post("thing", "one")).run_id)
+    first = await cluster.intake.delete("thing", "one")
+    assert await started.get() == first.run_id
+    forced = await cluster.intake.delete("thing", "one", force=True)
+    assert (await cluster.intake.delete("thing", "one", force=True)).run_id == forced.run_id
+    assert (await cluster.intake.delete("thing", "one")).run_id == forced.run_id
+    await cluster.until(lambda: cluster.run(first.run_id).status == "Cancelling")
+    assert cluster.run(forced.run_id).status == "Accepted"
+    released.set()
+    await cluster.gone("thing", "one")
+    assert cluster.run(first.run_id).status == "Cancelled"
+    assert cluster.run(forced.run_id).status == "Succeeded"
+    assert started.empty()
+
+
+async def _delete_without_a_cleaner(cluster: Cluster) -> str:
+    """The delete of `thing/one`, seen to wait for a driver that once registered."""
+    await cluster.define("thing")
+    await cluster.stop(await cluster.add(recorder("cleaner", [], events=("delete",))))
+    await cluster.post("thing", "one")
+    run_id = (await cluster.intake.delete("thing", "one")).run_id
+    await cluster.until(lambda: "waits for a cleaner process: none is running" in cluster.run(run_id).reason)
+    found = cluster.state.view.resource("thing", "one")
+    assert found is not None and found.record.deleting
+    return run_id

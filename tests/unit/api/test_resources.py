@@ -121,6 +121,18 @@ async def test_delete(world: World) -> None:
     assert (await world.http.delete("/resources/app/b")).status_code == 404
 
 
+async def test_delete_by_force(world: World) -> None:
+    run_id = await world.create("a")
+    waiting = await world.http.delete("/resources/app/a")
+    assert waiting.status_code == 202
+    forced = await world.http.delete("/resources/app/a?force=true")
+    assert forced.status_code == 202
+    await world.settle()
+    await world.get("/resources/app/a", 404)
+    assert (await world.get(f"/runs/{run_id}"))["status"] == "Cancelled"
+    assert (await world.http.delete("/resources/app/a?force=perhaps")).status_code == 400
+
+
 async def test_failed_driver_is_shown(world: World) -> None:
     await world.run_steps(await world.create("a"), Status.FAILED, message="exit code 7")
     result = orjson.loads((await world.get("/resources/app/a"))["metadata"]["driverresults.d"])

@@ -409,8 +409,10 @@ def test_when_a_delete_may_remove_the_record() -> None:
     assert steps.delete_succeeded(resource, done)
     assert not steps.delete_succeeded(resource, done.model_copy(update={"requeue_after": 1.0}))
     assert not steps.delete_succeeded(resource, done.model_copy(update={"status": Status.FAILED}))
-    assert not steps.delete_succeeded(resource, done.model_copy(update={"event": "update"}))
+    assert not steps.delete_succeeded(resource, done.model_copy(update={"run_id": "another"}))
     assert not steps.delete_succeeded(resource.model_copy(update={"deleting": False}), done)
+    forced = Entry(run_id="forced", event="delete", generation=1)
+    assert not steps.delete_succeeded(resource.model_copy(update={"queue": (forced,)}), done)
 
 
 # -- whatever happens --------------------------------------------------------------------------------------------

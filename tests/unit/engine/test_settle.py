@@ -61,6 +61,9 @@ def run_of(run_id: str, status: Status = Status.SUCCEEDED, **fields: Any) -> Run
         (owing("update2", "update3", "delete3", deleting=True, generation=3), True, {"update3": "delete3"}),
         (owing("delete3", "update2+", deleting=True, generation=3), False, {"update2+": "delete3"}),
         (owing("", "delete3+", deleting=True, generation=3), False, {}),
+        (owing("update3", "delete3", "delete4", deleting=True, generation=3), False, {"delete3": "delete4"}),
+        (owing("delete3", "delete4", deleting=True, generation=3), False, {}),
+        (owing("delete3", "delete4+", deleting=True, generation=3), False, {"delete4+": "delete3"}),
     ],
 )
 def test_what_is_superseded_and_by_what(record: ResourceRecord, keep_all: bool, expected: dict[str, str]) -> None:
