@@ -27,11 +27,13 @@ from conveyor_runtime.orchestra import (
     Task,
     namespace,
 )
+from conveyor_runtime.orchestra.checks import Wish, wishes
 
 __all__ = ["TAG", "Place", "Said", "SandboxBackend", "run", "unique", "until"]
 
 TAG = ExecTag("run", "build", 1, 0)
 PATIENCE = 30.0
+_KEPT_BY_ALL: set[Wish] = {"mounts", "stdin", "timeout"}
 
 
 class SandboxBackend(Backend, Sandboxes, Protocol):
@@ -124,12 +126,15 @@ class Place:
         return await self.start(self.sh(script, *words, **options), run=run)
 
     async def start(self, task: Task, *, run: str = "run") -> Container:
-        """Prepare and run a task. Skips the case if the backend refuses it, once it is seen that nothing was left."""
+        """Prepare and run a task. Skips the case if it asks for more than all backends must keep and it is refused,
+        leaving nothing."""
         before = await self.backend.namespaces(self.installation)
         try:
             with await self.backend.prepare(task, quiet):
                 return await self.backend.run(self.ns(run), task, self.owner(run))
         except TerminalError as refusal:
+            if wishes(task) <= _KEPT_BY_ALL:
+                raise
             assert await self.backend.namespaces(self.installation) == before, "refused, but not before it began"
             pytest.skip(f"refused: {refusal}")
 

@@ -3,95 +3,103 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self
 
-from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, ImageNotFound, TerminalError
-from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.base import Container, Prepared, Progress, Volume
+from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, TerminalError
+from conveyor_runtime.orchestra import checks
+from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.docker import spec
-from conveyor_runtime.orchestra.docker.client import Conflicting, Engine
+from conveyor_runtime.orchestra.docker.client import Engine
+from conveyor_runtime.orchestra.docker.container import DockerContainer
 from conveyor_runtime.orchestra.docker.helper import Helper
 from conveyor_runtime.orchestra.docker.image import require_image
-from conveyor_runtime.orchestra.docker.removal import REMOVAL, remove_container
+from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
+from conveyor_runtime.orchestra.docker.starting import start_container, start_sandbox
+from conveyor_runtime.orchestra.docker.volume import DockerVolume
 from conveyor_runtime.orchestra.status import NamespaceInfo
 from conveyor_runtime.orchestra.task import Owner, Task
 
 __all__ = ["DockerBackend"]
 
+log = logging.getLogger(__name__)
+
 
 class DockerBackend:
-    """See `conveyor_runtime.orchestra.base.Backend`."""
+    """See `conveyor_runtime.orchestra.base.Backend` and `capabilities.Sandboxes`."""
 
     name = "docker"
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, host_paths: Iterable[Path] = ()) -> None:
+        """`host_paths` are what tasks may mount of the engine's machine."""
         self._engine = engine
+        self._host_paths = tuple(host_paths)
+        self._at_work: set[asyncio.Task[None]] = set()
         self.node = engine.node
 
     @classmethod
-    async def open(cls) -> Self:
+    async def open(cls, host_paths: Iterable[Path] = ()) -> Self:
         """Connect to the engine the docker command would use. Raises `BackendUnavailable` if it does not answer."""
-        return cls(await Engine.open())
+        return cls(await Engine.open(), host_paths)
 
     async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """See the contract."""
-        await self._engine.call(spec.host_config, self._engine.api, "check", task)
-        await require_image(self._engine, task, on_progress)
-        return Prepared()
+        await self._check(task)
+        return Prepared(await require_image(self._engine, task, on_progress))
+
+    async def run(self, ns: str, task: Task, owner: Owner) -> DockerContainer:
+        """See the contract."""
+        await self._check(task)
+        for mount in sorted(task.mounts, key=lambda mount: -mount.size_bytes):  # what may be refused comes first
+            await self.create_volume(ns, mount.volume, owner, size_bytes=mount.size_bytes)
+        container, feeding = await start_container(self._engine, ns, task, owner)
+        if feeding is not None:
+            self._go_on(feeding)
+        self._watch(container)
+        return container
+
+    async def get(self, ns: str, task_id: str) -> DockerContainer:
+        """See the contract."""
+        attributes = await self._engine.call(self._engine.api.inspect_container, spec.container_name(ns, task_id))
+        found = attributes["Config"].get("Labels") or {}
+        if found.get(f"{spec.LABEL}namespace") != ns or found.get(spec.KIND) != "container":
+            raise Gone(f"there is no container {task_id} in {ns}")
+        container = DockerContainer(self._engine, attributes)
+        self._watch(container)
+        return container
+
+    async def create_volume(self, ns: str, name: str, owner: Owner, *, size_bytes: int = 0) -> DockerVolume:
+        """See the contract."""
+        found = spec.labels(ns, name, owner, "volume")
+        options = {"size": str(size_bytes)} if size_bytes else None
+        try:
+            await self._engine.call(
+                self._engine.api.create_volume, spec.volume_name(ns, name), driver_opts=options, labels=found
+            )
+        except BackendError as error:
+            if options and "quota" in str(error):
+                raise TerminalError(f"this docker engine cannot keep the size of volume {name}: {error}") from error
+            raise
+        return DockerVolume(self._engine, ns, name, found)
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> DockerSandbox:
         """See the contract."""
-        name = spec.container_name(ns, task.id)
-        found = spec.labels(ns, task.id, owner)
-        host = await self._engine.call(spec.host_config, self._engine.api, ns, task)
-        for volume in spec.volume_names(ns, task).values():
-            await self._engine.call(self._engine.api.create_volume, volume, labels=found)
-        image = await self._engine.call(self._engine.api.inspect_image, task.image)
-        user = task.user or (image.get("Config") or {}).get("User") or "0"
-        config = spec.container_config(task, user, {execs.SANDBOX_MARK: ns}, found)
-        deadline = asyncio.get_running_loop().time() + REMOVAL
-        while True:
-            fresh = await self._create(name, config, host)
-            try:
-                await self._engine.call(self._engine.api.start, name)
-                attributes = await self._inspect(name)
-            except (Gone, Conflicting):
-                # Somebody is removing it: there is none until that is over.
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(0.1)
-                continue
-            break
-        if (attributes["Config"].get("Labels") or {}).get(f"{spec.LABEL}namespace") != ns:
-            raise BackendError(f"the container {name} exists and is not ours")
-        sandbox = DockerSandbox(self._engine, attributes)
-        if fresh:
-            await self._settle(sandbox, task)
-        return sandbox
+        await self._check(task)
+        return await start_sandbox(self._engine, ns, task, owner)
 
     async def get_sandbox(self, ns: str, task_id: str) -> DockerSandbox:
         """See the contract."""
         name = spec.container_name(ns, task_id)
-        attributes = await self._inspect(name)
+        attributes = await self._engine.call(self._engine.api.inspect_container, name)
         if (attributes["Config"].get("Labels") or {}).get(f"{spec.LABEL}namespace") != ns:
             raise Gone(f"there is no container {task_id} in {ns}")
         if not attributes["State"]["Running"]:
             raise Gone(f"the container {name} does not run: it is {attributes['State']['Status']}")
         return DockerSandbox(self._engine, attributes)
-
-    async def run(self, ns: str, task: Task, owner: Owner) -> Container:
-        """Not yet."""
-        raise TerminalError("this backend runs sandboxes only")
-
-    async def get(self, ns: str, task_id: str) -> Container:
-        """Not yet."""
-        raise Gone(f"there is no container {task_id} in {ns}")
-
-    async def create_volume(self, ns: str, name: str, owner: Owner, *, size_bytes: int = 0) -> Volume:
-        """Not yet."""
-        raise TerminalError("this backend runs sandboxes only")
 
     async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
         """See the contract."""
@@ -133,30 +141,37 @@ class DockerBackend:
 
     async def close(self) -> None:
         """See the contract."""
+        for task in list(self._at_work):
+            task.cancel()
+            await asyncio.wait([task])
         await self._engine.close()
 
-    async def _settle(self, sandbox: DockerSandbox, task: Task) -> None:
-        """See that a new container lives, which its init hides: it starts without a shell too, only to end at once."""
-        try:
-            await sandbox.own(sandbox.workspace)
-        except (Gone, BackendError) as error:
-            attributes = await self._inspect(sandbox.id)
-            if attributes["State"]["Running"]:
-                raise
-            raise TerminalError(f"a sandbox needs a shell, and image {task.image} has no sh that runs") from error
+    async def _check(self, task: Task) -> None:
+        """Refuse what cannot be kept, before anything is made."""
+        checks.check_task(task)
+        checks.check_host_mounts(task, self._host_paths)
+        if not task.image:
+            raise TerminalError("a task on docker needs an image")
+        if task.limits.disk_bytes and not self._engine.limits_disk:
+            raise TerminalError("this docker engine's storage driver cannot keep a disk limit; leave it out")
+        if (task.ports or task.publish_all) and task.network in ("none", "host"):
+            raise TerminalError(f"no port can be published with network {task.network}")
+        if task.network not in ("default", "none", "bridge", "host"):
+            try:
+                await self._engine.call(self._engine.api.inspect_network, task.network)
+            except Gone as error:
+                raise TerminalError(f"docker has no network {task.network!r}") from error
 
-    async def _create(self, name: str, config: dict[str, Any], host: Any) -> bool:
-        """Create the container; False if there is one of that name."""
-        try:
-            await self._engine.call(self._engine.api.create_container, name=name, host_config=host, **config)
-        except Conflicting:
-            return False
-        except Gone as error:
-            raise ImageNotFound(str(error)) from error
-        return True
+    def _watch(self, container: DockerContainer) -> None:
+        """End it when its time is over, for as long as this object lives; who gets it later does so, too."""
+        limit = container.timeout
+        if limit is not None:
+            self._go_on(_end_in_time(container, *limit))
 
-    async def _inspect(self, name: str) -> Any:
-        return await self._engine.call(self._engine.api.inspect_container, name)
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
 
     async def _containers(self, label: str) -> list[dict[str, Any]]:
         found = await self._engine.call(self._engine.api.containers, all=True, filters={"label": label})
@@ -169,8 +184,14 @@ class DockerBackend:
     async def _remove_container(self, container: dict[str, Any], grace: float) -> None:
         identity = container["Id"]
         if container["State"] == "running" and grace > 0:
-            await self._quiet(identity, grace)
+            if container["Labels"].get(spec.KIND) == "container":
+                await (await self._known(identity)).stop(grace)
+            else:
+                await self._quiet(identity, grace)
         await remove_container(self._engine, identity)
+
+    async def _known(self, container: str) -> DockerContainer:
+        return DockerContainer(self._engine, await self._engine.call(self._engine.api.inspect_container, container))
 
     async def _quiet(self, container: str, grace: float) -> None:
         """Give the execs that still run the chance to end by themselves."""
@@ -185,3 +206,19 @@ class DockerBackend:
             if isinstance(error, BackendUnavailable):
                 raise
             # A container that cannot be looked after (paused, hanging, without sh) is removed all the same.
+
+
+async def _end_in_time(container: DockerContainer, over_at: datetime, grace: float) -> None:
+    waiting = asyncio.ensure_future(container.wait())
+    try:
+        # A moment later: by the engine's own clock it must be over, too, to count as a timeout.
+        await asyncio.wait([waiting], timeout=(over_at - datetime.now(UTC)).total_seconds() + 0.05)
+        if not waiting.done():
+            await container.end(grace)
+    except BackendError as error:
+        log.warning("cannot end a container whose time is over: %s", error, extra={"action": "timeout_failed"})
+    finally:
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        if not waiting.cancelled():
+            waiting.exception()

@@ -64,9 +64,11 @@ def translate(error: Exception) -> ConveyorError:
 class Engine:
     """A Docker engine. `api` is the low-level client: use it only inside a function given to `call`."""
 
-    def __init__(self, api: Any, node: str) -> None:
+    def __init__(self, api: Any, node: str, *, limits_disk: bool = False) -> None:
+        """`limits_disk`: whether its storage driver can keep a container from writing more than it may."""
         self.api = api
         self.node = node
+        self.limits_disk = limits_disk
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="docker")
 
     @classmethod
@@ -77,7 +79,7 @@ class Engine:
             api, info = await asyncio.to_thread(_connect)
         except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
             raise BackendUnavailable(f"docker does not answer: {error}") from error
-        return cls(api, node_name(info))
+        return cls(api, node_name(info), limits_disk=_limits_disk(info))
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run one blocking call in the pool. Raises our exceptions only.
@@ -155,6 +157,11 @@ def node_name(info: dict[str, Any]) -> str:
     daemon = re.sub("[^A-Za-z0-9]", "", identity)[:12]
     where = "\n".join((identity, str(info.get("Name")), str(info.get("DockerRootDir"))))
     return f"docker-{daemon or 'x'}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+
+
+def _limits_disk(info: dict[str, Any]) -> bool:
+    driver, backing = str(info.get("Driver")), dict(info.get("DriverStatus") or ())
+    return driver in ("btrfs", "zfs") or (driver == "overlay2" and backing.get("Backing Filesystem") == "xfs")
 
 
 def _connect() -> tuple[Any, dict[str, Any]]:

@@ -14,7 +14,7 @@ from conveyor_runtime.orchestra.base import Progress
 from conveyor_runtime.orchestra.docker.client import Engine, ThreadedReader, translate
 from conveyor_runtime.orchestra.task import Task
 
-__all__ = ["PullReport", "pull_error", "require_image"]
+__all__ = ["PullReport", "digest_of", "pull_error", "require_image"]
 
 _NOT_THERE = (
     "manifest unknown",
@@ -29,23 +29,26 @@ _NOT_THERE = (
 _EVERY = 5.0  # seconds between two lines about the same download
 
 
-async def require_image(engine: Engine, task: Task, on_progress: Progress) -> None:
-    """Make sure that the engine has the task's image, by its pull policy.
+async def require_image(engine: Engine, task: Task, on_progress: Progress) -> str:
+    """Make sure that the engine has the task's image, by its pull policy; the digest of what it has.
 
     Raises `ImageNotFound` when there is no such image or these credentials may not read it, `BackendUnavailable`
     when its registry could not be asked.
     """
-    if not task.image:
-        raise TerminalError("a task on docker needs an image")
     if task.pull != "always":
         try:
-            await engine.call(engine.api.inspect_image, task.image)
+            return digest_of(await engine.call(engine.api.inspect_image, task.image))
         except ImageNotFound as error:
             if task.pull == "never":
                 raise ImageNotFound(f"image {task.image} is not here, and the pull policy is never") from error
-        else:
-            return
     await _pull(engine, task.image, on_progress)
+    return digest_of(await engine.call(engine.api.inspect_image, task.image))
+
+
+def digest_of(image: dict[str, Any]) -> str:
+    """What names the content of an inspected image: its digest in the registry it came from, or else its id here."""
+    found = [str(name).partition("@")[2] for name in image.get("RepoDigests") or ()]
+    return found[0] if found else str(image["Id"])
 
 
 async def _pull(engine: Engine, image: str, on_progress: Progress) -> None:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from conveyor_runtime.errors import TerminalError
+from conveyor_runtime.orchestra.checks import mount_path
 from conveyor_runtime.orchestra.names import check_task_id
-from conveyor_runtime.orchestra.task import Owner, Task
+from conveyor_runtime.orchestra.task import Limits, Owner, Port, Task
 
 __all__ = [
+    "DIGEST",
     "EXECS",
+    "KIND",
     "LABEL",
     "USER",
+    "cancel_mark",
     "container_config",
     "container_name",
     "host_config",
     "labels",
     "owner_of",
+    "ownership",
+    "run_config",
+    "sandbox_volumes",
+    "time_limit",
+    "volume_name",
     "volume_names",
 ]
 
 LABEL = "conveyor."
 USER = f"{LABEL}user"
+KIND = f"{LABEL}kind"
+DIGEST = f"{LABEL}digest"
+_TIMES = (f"{LABEL}timeout", f"{LABEL}grace")
+_TMPFS = "rw,nosuid,nodev,mode=1777"
 EXECS = "/.conveyor"
 """Where execs record themselves: in memory, so it needs no place in the image and goes with the container."""
 
@@ -52,18 +67,34 @@ def container_name(ns: str, task_id: str) -> str:
     return f"{ns}.{check_task_id(task_id)}"
 
 
+def volume_name(ns: str, volume: str) -> str:
+    """The same for a volume."""
+    return f"{ns}.{check_task_id(volume)}"
+
+
+def cancel_mark(container: str) -> str:
+    """The volume whose being there says that the container of that name was stopped on purpose. A container's own
+    labels cannot be changed, and a memory of the one who stopped it would die with it."""
+    return f"{container}.cancelled"
+
+
 def volume_names(ns: str, task: Task) -> dict[str, str]:
     """Path inside -> name of the volume that is mounted there."""
+    return {mount_path(task, mount.path): volume_name(ns, mount.volume) for mount in task.mounts}
+
+
+def sandbox_volumes(ns: str, task: Task) -> dict[str, str]:
+    """The same of a sandbox, with its workspace."""
     names = {task.workdir: f"{container_name(ns, task.id)}.workspace"}
-    for mount in task.mounts:
-        if not mount.path.startswith("/") or mount.path in names:
-            raise TerminalError(f"mount path {mount.path!r} must be absolute and used once")
-        names[mount.path] = f"{ns}.{check_task_id(mount.volume)}"
+    for path, name in volume_names(ns, task).items():
+        if path in names:
+            raise TerminalError(f"mount path {path!r} is the workspace's")
+        names[path] = name
     return names
 
 
-def labels(ns: str, task_id: str, owner: Owner) -> dict[str, str]:
-    """Whose it is."""
+def labels(ns: str, task_id: str, owner: Owner, kind: str) -> dict[str, str]:
+    """Whose it is, and what: `sandbox`, `container` or `volume`."""
     return {
         f"{LABEL}installation": owner.installation,
         f"{LABEL}run": owner.run_id,
@@ -72,7 +103,20 @@ def labels(ns: str, task_id: str, owner: Owner) -> dict[str, str]:
         f"{LABEL}step": owner.step,
         f"{LABEL}attempt": str(owner.attempt),
         f"{LABEL}takeover": str(owner.takeover),
+        KIND: kind,
     }
+
+
+def ownership(found: Mapping[str, str]) -> dict[str, str]:
+    """Those of an object's labels that say whose it is, for what is made on its behalf."""
+    return {name: text for name, text in found.items() if name.startswith(LABEL) and name not in (*_TIMES, DIGEST)}
+
+
+def time_limit(found: Mapping[str, str]) -> tuple[timedelta, float] | None:
+    """The timeout and the grace (in seconds) that a container's labels tell, if it has a timeout."""
+    if not found.get(_TIMES[0]):
+        return None
+    return timedelta(seconds=float(found[_TIMES[0]])), float(found.get(_TIMES[1]) or 0)
 
 
 def owner_of(found: dict[str, str]) -> Owner:
@@ -105,15 +149,75 @@ def container_config(task: Task, user: str, marks: dict[str, str], found: dict[s
     }
 
 
-def host_config(api: Any, ns: str, task: Task) -> Any:
-    """The host's part: limits, mounts, network, and as few privileges as builds can live with."""
-    limits = task.limits
-    if limits.disk_bytes:
-        raise TerminalError("the docker backend cannot keep a disk limit; leave it out")
+def run_config(task: Task, digest: str, found: dict[str, str]) -> dict[str, Any]:
+    """Arguments of `create_container` for a container that runs the task's command, without the host's part."""
+    times = {_TIMES[0]: str(task.timeout), _TIMES[1]: str(task.grace)} if task.timeout is not None else {}
+    config: dict[str, Any] = {
+        "image": task.image,
+        "environment": dict(task.env),
+        "user": task.user or None,
+        "working_dir": task.workdir,
+        "stdin_open": task.stdin != b"",
+        "labels": {**found, **times, DIGEST: digest},
+        "ports": [(port.container, port.protocol) for port in task.ports],
+    }
+    if task.command:
+        config |= {"entrypoint": list(task.command), "command": []}
+    return config
+
+
+def host_config(api: Any, task: Task, volumes: Mapping[str, str]) -> Any:
+    """The host's part: limits, mounts, network, and as few privileges as builds can live with. `volumes` are names by
+    path."""
+    read_only = {mount_path(task, mount.path) for mount in task.mounts if mount.read_only}
     mounts = [
-        {"Type": "volume", "Source": name, "Target": path, "VolumeOptions": {"NoCopy": True}}
-        for path, name in volume_names(ns, task).items()
+        {
+            "Type": "volume",
+            "Source": name,
+            "Target": path,
+            "ReadOnly": path in read_only,
+            "VolumeOptions": {"NoCopy": True},
+        }
+        for path, name in volumes.items()
     ]
+    mounts += [
+        {"Type": "bind", "Source": mount.source, "Target": mount.path, "ReadOnly": mount.read_only}
+        for mount in task.host_mounts
+    ]
+    tmpfs = {mount.path: _TMPFS + (f",size={mount.size_bytes}" if mount.size_bytes else "") for mount in task.tmpfs}
+    privileges: dict[str, Any] = (
+        {"privileged": True}
+        if task.privileged
+        else {
+            "cap_drop": ["ALL"],
+            "cap_add": _CAPABILITIES,
+            "security_opt": ["no-new-privileges"],
+        }
+    )
+    return api.create_host_config(
+        mounts=mounts,
+        network_mode="bridge" if task.network == "default" else task.network,
+        init=True,
+        tmpfs={EXECS: f"{_TMPFS},noexec,size=16m", **tmpfs},
+        ulimits=[{"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard} for limit in task.ulimits],
+        port_bindings=_bindings(task.ports),
+        publish_all_ports=task.publish_all,
+        restart_policy={"Name": task.restart.name, "MaximumRetryCount": task.restart.max_retries},
+        # Every byte as it was and all of them: the usual one replaces what is not UTF-8.
+        log_config={"Type": "local", "Config": {"max-size": "1000g", "max-file": "1", "compress": "false"}},
+        **privileges,
+        **_limits(task.limits),
+    )
+
+
+def _bindings(ports: Iterable[Port]) -> dict[str, list[tuple[str, int | None]]]:
+    found: dict[str, list[tuple[str, int | None]]] = {}
+    for port in ports:
+        found.setdefault(f"{port.container}/{port.protocol}", []).append((port.address, port.host or None))
+    return found
+
+
+def _limits(limits: Limits) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if limits.cpu_milli:
         options |= {"cpu_period": _PERIOD, "cpu_quota": limits.cpu_milli * _PERIOD // 1000}
@@ -122,16 +226,9 @@ def host_config(api: Any, ns: str, task: Task) -> Any:
         options |= {"mem_limit": limits.memory_bytes, "memswap_limit": limits.memory_bytes}
     if limits.pids:
         options["pids_limit"] = limits.pids
-    return api.create_host_config(
-        mounts=mounts,
-        network_mode="bridge" if task.network == "default" else task.network,
-        init=True,
-        cap_drop=["ALL"],
-        cap_add=_CAPABILITIES,
-        security_opt=["no-new-privileges"],
-        tmpfs={EXECS: "rw,nosuid,nodev,noexec,size=16m,mode=1777"},
-        **options,
-    )
+    if limits.disk_bytes:
+        options["storage_opt"] = {"size": str(limits.disk_bytes)}
+    return options
 
 
 def _number(text: str | None) -> int:

@@ -10,8 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import docker.errors
+import requests
+
 from conveyor_runtime.errors import BackendError
-from conveyor_runtime.orchestra.docker.client import ThreadedReader
+from conveyor_runtime.orchestra.docker.client import ThreadedReader, translate
 from conveyor_runtime.orchestra.status import Stream
 from conveyor_runtime.orchestra.task import Stdin
 
@@ -51,8 +54,55 @@ class Demux:
                 self._stream = _STREAMS[number]
 
 
+class Streaming:
+    """A request whose answer comes bit by bit, for as long as what it reports on goes on."""
+
+    def __init__(self, api: Any, method: str, url: str, parameters: dict[str, Any]) -> None:
+        self._api = api
+        self._request = (method, url, parameters)
+        self._response: Any = None
+        self._pieces: Iterator[bytes] = iter(())
+        self._stopped = False
+
+    def read(self) -> bytes | None:
+        """Some bytes; None at the end. Blocking. Asks at the first call."""
+        if self._response is None:
+            method, url, parameters = self._request
+            send = self._api._get if method == "GET" else self._api._post
+            self._response = send(url, params=parameters, stream=True, timeout=None)
+            self._api._raise_for_status(self._response)
+            self._pieces = self._response.iter_content(_CHUNK)
+        try:
+            return None if self._stopped else next(self._pieces, None)
+        except (OSError, ValueError, AttributeError, requests.RequestException):
+            if not self._stopped:
+                raise
+            return None
+
+    def stop(self) -> None:
+        """Make a blocked `read` return."""
+        self._stopped = True
+        if self._response is not None:
+            with contextlib.suppress(OSError, AttributeError, ValueError):
+                self._response.raw._fp.fp.raw._sock.shutdown(socket.SHUT_RDWR)
+
+    def reader(self) -> ThreadedReader[bytes]:
+        """Read it in a thread, which closes the connection at its end."""
+
+        def read() -> bytes | None:
+            try:
+                data = self.read()
+            except (docker.errors.DockerException, requests.RequestException, OSError) as error:
+                raise translate(error) from error
+            if data is None and self._response is not None:
+                self._response.close()
+            return data
+
+        return ThreadedReader(read, self.stop)
+
+
 class Connection:
-    """The connection of one started exec."""
+    """The connection to the streams of one started exec, or of one container that is to be started."""
 
     def __init__(self, response: Any) -> None:
         """`response` is the HTTP response by which the engine agreed to switch to the stream."""
@@ -70,6 +120,18 @@ class Connection:
             api._url("/exec/{0}/start", exec_id),
             headers={"Connection": "Upgrade", "Upgrade": "tcp"},
             data={"Tty": False, "Detach": False},
+            stream=True,
+        )
+        api._raise_for_status(response)
+        return cls(response)
+
+    @classmethod
+    def attach(cls, api: Any, container: str) -> Connection:
+        """Attach to the stdin of a container that has been created. Blocking."""
+        response = api._post(
+            api._url("/containers/{0}/attach", container),
+            headers={"Connection": "Upgrade", "Upgrade": "tcp"},
+            params={"stdin": 1, "stream": 1},
             stream=True,
         )
         api._raise_for_status(response)

@@ -120,15 +120,15 @@ def test_errors_are_ours() -> None:
 
 def test_names_labels_and_owners() -> None:
     owner = Owner("inst", "run-1", "start", 2, 3)
-    assert spec.owner_of(spec.labels("ns", "x", owner)) == owner
+    assert spec.owner_of(spec.labels("ns", "x", owner, "sandbox")) == owner
     assert spec.owner_of({}) == Owner("", "", "", 0, 0)
-    assert spec.volume_names("ns", Task("x", mounts=(Mount("cache", "/c"),))) == {
-        "/workspace": "ns.x.workspace",
-        "/c": "ns.cache",
-    }
-    for mount in (Mount("c", "relative"), Mount("c", "/workspace"), Mount("../c", "/c")):
+    task = Task("x", mounts=(Mount("cache", "/c"), Mount("data", "below")))
+    volumes = {"/c": "ns.cache", "/workspace/below": "ns.data"}
+    assert spec.volume_names("ns", task) == volumes
+    assert spec.sandbox_volumes("ns", task) == {"/workspace": "ns.x.workspace", **volumes}
+    for mount in (Mount("c", "/workspace"), Mount("../c", "/c")):
         with pytest.raises(TerminalError):
-            spec.volume_names("ns", Task("x", mounts=(mount,)))
+            spec.sandbox_volumes("ns", Task("x", mounts=(mount,)))
 
 
 def test_engines_that_share_an_id_are_two_nodes() -> None:

@@ -1,0 +1,222 @@
+"""One docker container that runs a command: what the engine says of it, in whichever process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from conveyor_runtime.errors import BackendError, Gone
+from conveyor_runtime.orchestra import execs
+from conveyor_runtime.orchestra.docker import spec
+from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, ThreadedReader
+from conveyor_runtime.orchestra.docker.removal import remove_container
+from conveyor_runtime.orchestra.docker.stats import StatsReader
+from conveyor_runtime.orchestra.docker.stream import Demux, Streaming
+from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, OnStat
+from conveyor_runtime.orchestra.task import Port
+
+__all__ = ["DockerContainer"]
+
+_AGAIN = 0.1  # seconds between looks at a container that is being started again
+_KILLED = 15.0  # seconds for the engine to kill one
+
+
+class DockerContainer:
+    """See `conveyor_runtime.orchestra.base.Container`, `capabilities.Freezable` and `capabilities.Measured`."""
+
+    def __init__(self, engine: Engine, attributes: Mapping[str, Any]) -> None:
+        """`attributes` are the container's, as inspected."""
+        self._engine = engine
+        self._id = str(attributes["Id"])
+        self._name = str(attributes["Name"]).lstrip("/")
+        self._labels: dict[str, str] = attributes["Config"].get("Labels") or {}
+        self._created = _time(attributes["Created"])
+        self._final: ContainerStatus | None = None
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def timeout(self) -> tuple[datetime, float] | None:
+        """When its time is over, and the grace in seconds it then has; None if it has all the time."""
+        limit = spec.time_limit(self._labels)
+        return (self._created + limit[0], limit[1]) if limit else None
+
+    async def status(self) -> ContainerStatus:
+        """See the contract."""
+        if self._final is None:
+            status = await self._look()
+            if not status.done:
+                return status
+            self._final = status
+        return self._final
+
+    async def wait(self) -> ContainerStatus:
+        """See the contract."""
+        while not (status := await self.status()).done:
+            await self._stopped()
+            if not (await self.status()).done:
+                await asyncio.sleep(_AGAIN)  # it will be started again, or is just being
+        return status
+
+    async def logs(self, on_output: OnOutput, *, follow: bool = True) -> None:
+        """See the contract."""
+        passed = {"stdout": 0, "stderr": 0}
+        while True:
+            done = (await self.status()).done
+            await self._read_logs(on_output, passed, follow=follow and not done)
+            if done or not follow:
+                return
+            if not (await self.status()).done:
+                await asyncio.sleep(_AGAIN)  # the stream ends with each restart
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """See the contract."""
+        try:
+            attributes = await self._inspect()
+            if _ended(attributes) or self._final is not None:
+                return
+            await self._engine.call(
+                self._engine.api.create_volume, spec.cancel_mark(self._name), labels=spec.ownership(self._labels)
+            )
+            if attributes["HostConfig"]["RestartPolicy"]["Name"] not in ("", "no"):
+                # `always` would start it again with the engine.
+                await self._engine.call(self._engine.api.update_container, self._id, restart_policy={"Name": "no"})
+        except Gone:
+            return
+        await self.end(grace)
+
+    async def end(self, grace: float) -> None:
+        """SIGTERM, `grace` seconds, SIGKILL, without the mark of a cancellation."""
+        with contextlib.suppress(Gone, Conflicting):  # gone, or ended by itself
+            await self.unfreeze()
+            if grace > 0:
+                await self._engine.call(self._engine.api.kill, self._id, "SIGTERM")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(grace):
+                        await self._stopped()
+            if not (await self.status()).done:
+                await self._engine.call(self._engine.api.kill, self._id, "SIGKILL")
+        try:
+            async with asyncio.timeout(_KILLED):
+                await self.wait()
+        except TimeoutError:
+            raise BackendError(f"the container {self._id[:12]} survives SIGKILL") from None
+
+    async def cleanup(self) -> None:
+        """See the contract."""
+        await remove_container(self._engine, self._id)
+        with contextlib.suppress(Gone):
+            await self._engine.call(self._engine.api.remove_volume, spec.cancel_mark(self._name))
+
+    async def freeze(self) -> None:
+        """See the contract."""
+        with contextlib.suppress(Conflicting):  # frozen already
+            await self._engine.call(self._engine.api.pause, self._id)
+
+    async def unfreeze(self) -> None:
+        """See the contract."""
+        if (await self._inspect())["State"].get("Paused"):
+            with contextlib.suppress(Conflicting):
+                await self._engine.call(self._engine.api.unpause, self._id)
+
+    async def stats(self, on_stat: OnStat) -> None:
+        """See the contract."""
+        if (await self.status()).done:
+            return
+        reader = StatsReader(self._engine.api, self._id).reader()
+        try:
+            while (stat := await reader.next()) is not None:
+                await on_stat(stat)
+                if (await self.status()).done:
+                    return
+        except Gone:
+            return
+        finally:
+            reader.close()
+
+    async def _look(self) -> ContainerStatus:
+        try:
+            attributes = await self._inspect()
+        except Gone:
+            return ContainerStatus("error", None, "gone", self._created, datetime.now(UTC))
+        state, restarts = attributes["State"], int(attributes.get("RestartCount") or 0)
+        started = _time(state["StartedAt"]) if state["StartedAt"][:4] > "0001" else self._created
+        if not _ended(attributes):
+            return ContainerStatus("running", None, None, started, None, _ports(attributes), restarts)
+        code = int(state["ExitCode"])
+        # One that could not be started has no time of its end.
+        finished = _time(state["FinishedAt"]) if state["FinishedAt"][:4] > "0001" else started
+        ended = execs.status_of(code, started, oom=bool(state.get("OOMKilled")))
+        status, reason = ended.status, ended.reason
+        if await self._is_cancelled():
+            status, reason = "cancelled", None
+        elif self.timeout is not None and finished >= self.timeout[0]:
+            status, reason = "timeout", None
+        return ContainerStatus(status, code, reason, started, finished, (), restarts)
+
+    async def _inspect(self) -> Any:
+        return await self._engine.call(self._engine.api.inspect_container, self._id)
+
+    async def _is_cancelled(self) -> bool:
+        try:
+            await self._engine.call(self._engine.api.inspect_volume, spec.cancel_mark(self._name))
+        except Gone:
+            return False
+        return True
+
+    async def _stopped(self) -> None:
+        """Return when it is seen not to run, were it for the moment before a restart only."""
+        url = self._engine.api._url("/containers/{0}/wait", self._id)
+        await self._consume(Streaming(self._engine.api, "POST", url, {"condition": "not-running"}))
+
+    async def _read_logs(self, on_output: OnOutput, passed: dict[str, int], *, follow: bool) -> None:
+        """Pass on what the log has beyond what was `passed` already, in bytes per stream."""
+        url = self._engine.api._url("/containers/{0}/logs", self._id)
+        parameters = {"stdout": 1, "stderr": 1, "follow": int(follow)}
+        skip, demux = dict(passed), Demux()
+
+        async def take(data: bytes) -> None:
+            for stream, piece in demux.feed(data):
+                rest = piece[skip[stream] :]
+                skip[stream] -= len(piece) - len(rest)
+                if rest:
+                    passed[stream] += len(rest)
+                    await on_output(stream, rest)
+
+        await self._consume(Streaming(self._engine.api, "GET", url, parameters), take)
+
+    async def _consume(self, streaming: Streaming, take: Callable[[bytes], Awaitable[None]] | None = None) -> None:
+        reader: ThreadedReader[bytes] = streaming.reader()
+        try:
+            while (data := await reader.next()) is not None:
+                if take is not None:
+                    await take(data)
+        finally:
+            reader.close()
+
+
+def _ended(attributes: Mapping[str, Any]) -> bool:
+    state = attributes["State"]
+    if state["Status"] == "created":
+        return bool(state.get("Error"))  # it could not be started, and will not be
+    return not (state["Running"] or state.get("Paused") or state.get("Restarting"))
+
+
+def _ports(attributes: Mapping[str, Any]) -> tuple[Port, ...]:
+    bound = []
+    for name, bindings in ((attributes.get("NetworkSettings") or {}).get("Ports") or {}).items():
+        number, _, protocol = name.partition("/")
+        bound += [
+            Port(int(number), int(binding["HostPort"]), "udp" if protocol == "udp" else "tcp", binding["HostIp"])
+            for binding in bindings or ()
+        ]
+    return tuple(bound)
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00" if text.endswith("Z") else text).astimezone(UTC)

@@ -1,0 +1,144 @@
+"""Making and starting containers, once, however many ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from conveyor_runtime.errors import BackendError, Gone, ImageNotFound, TerminalError
+from conveyor_runtime.orchestra import execs
+from conveyor_runtime.orchestra.docker import spec
+from conveyor_runtime.orchestra.docker.client import Conflicting, Engine
+from conveyor_runtime.orchestra.docker.container import DockerContainer
+from conveyor_runtime.orchestra.docker.image import digest_of
+from conveyor_runtime.orchestra.docker.removal import REMOVAL, remove_container
+from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
+from conveyor_runtime.orchestra.docker.stream import Connection
+from conveyor_runtime.orchestra.task import Owner, Stdin, Task
+
+__all__ = ["start_container", "start_sandbox"]
+
+_OTHERS_START = 5.0  # seconds for another one to start what it has created
+
+
+async def start_sandbox(engine: Engine, ns: str, task: Task, owner: Owner) -> DockerSandbox:
+    """Start it, or find it."""
+    name = spec.container_name(ns, task.id)
+    found = spec.labels(ns, task.id, owner, "sandbox")
+    volumes = spec.sandbox_volumes(ns, task)
+    host = await engine.call(spec.host_config, engine.api, task, volumes)
+    image = await engine.call(engine.api.inspect_image, task.image)
+    for volume in volumes.values():
+        await engine.call(engine.api.create_volume, volume, labels={**found, spec.KIND: "volume"})
+    user = task.user or (image.get("Config") or {}).get("User") or "0"
+    config = spec.container_config(task, user, {execs.SANDBOX_MARK: ns}, found)
+    fresh, attributes = await _once(engine, name, config, host, lambda _: _start(engine, name))
+    _check_ours(name, attributes, ns, "sandbox")
+    sandbox = DockerSandbox(engine, attributes)
+    if fresh:
+        await _settle(engine, sandbox, task)
+    return sandbox
+
+
+async def start_container(
+    engine: Engine, ns: str, task: Task, owner: Owner
+) -> tuple[DockerContainer, Coroutine[Any, Any, None] | None]:
+    """Start it, or find it; and the work, if any, of handing it its stdin."""
+    name = spec.container_name(ns, task.id)
+    image = await engine.call(engine.api.inspect_image, task.image)
+    host = await engine.call(spec.host_config, engine.api, task, spec.volume_names(ns, task))
+    config = spec.run_config(task, digest_of(image), spec.labels(ns, task.id, owner, "container"))
+    feeding: list[Coroutine[Any, Any, None]] = []
+
+    async def start(fresh: bool) -> None:
+        if fresh or await _is_left_created(engine, name, task):
+            connection = None
+            if task.stdin != b"":
+                connection = await engine.call(Connection.attach, engine.api, name)
+                feeding[:] = [_feed(connection, task.stdin)]
+            try:
+                await _start(engine, name)
+            except (Gone, Conflicting):
+                raise
+            except BackendError as error:
+                await remove_container(engine, name)  # refused, but only now: nothing of it stays
+                if task.privileged and "not permitted" in str(error):
+                    raise TerminalError(f"this docker engine cannot start privileged containers: {error}") from error
+                raise
+
+    _, attributes = await _once(engine, name, config, host, start)
+    _check_ours(name, attributes, ns, "container")
+    return DockerContainer(engine, attributes), feeding[0] if feeding else None
+
+
+async def _once(
+    engine: Engine, name: str, config: dict[str, Any], host: Any, start: Callable[[bool], Coroutine[Any, Any, None]]
+) -> tuple[bool, Any]:
+    """Create it unless it is there, have it started, and inspect it. Whether it is new, and what it is."""
+    deadline = asyncio.get_running_loop().time() + REMOVAL
+    while True:
+        fresh = await _create(engine, name, config, host)
+        try:
+            await start(fresh)
+            return fresh, await engine.call(engine.api.inspect_container, name)
+        except (Gone, Conflicting):
+            # Somebody is removing it: there is none until that is over.
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.1)
+
+
+async def _create(engine: Engine, name: str, config: dict[str, Any], host: Any) -> bool:
+    """Create the container; False if there is one of that name."""
+    try:
+        await engine.call(engine.api.create_container, name=name, host_config=host, **config)
+    except Conflicting:
+        return False
+    except Gone as error:
+        raise ImageNotFound(str(error)) from error
+    return True
+
+
+async def _start(engine: Engine, name: str) -> None:
+    await engine.call(engine.api.start, name)
+
+
+async def _is_left_created(engine: Engine, name: str, task: Task) -> bool:
+    """Whether whoever created it has not started it, and will not: it would have by now."""
+    deadline = asyncio.get_running_loop().time() + _OTHERS_START
+    while True:
+        state = (await engine.call(engine.api.inspect_container, name))["State"]
+        if state["Status"] != "created" or state.get("Error"):
+            return False
+        # To start twice is no harm, to hand in the stdin twice is.
+        if task.stdin == b"" or asyncio.get_running_loop().time() > deadline:
+            return True
+        await asyncio.sleep(0.05)
+
+
+async def _feed(connection: Connection, stdin: Stdin) -> None:
+    try:
+        await connection.feed(stdin)
+    finally:
+        connection.stop()
+        connection.close()
+
+
+async def _settle(engine: Engine, sandbox: DockerSandbox, task: Task) -> None:
+    """See that a new container lives, which its init hides: it starts without a shell too, only to end at once."""
+    try:
+        await sandbox.own(sandbox.workspace)
+    except (Gone, BackendError) as error:
+        attributes = await engine.call(engine.api.inspect_container, sandbox.id)
+        if attributes["State"]["Running"]:
+            raise
+        raise TerminalError(f"a sandbox needs a shell, and image {task.image} has no sh that runs") from error
+
+
+def _check_ours(name: str, attributes: Mapping[str, Any], ns: str, kind: str) -> None:
+    found = attributes["Config"].get("Labels") or {}
+    if found.get(f"{spec.LABEL}namespace") != ns:
+        raise BackendError(f"the container {name} exists and is not ours")
+    if found.get(spec.KIND) != kind:
+        raise TerminalError(f"{name} is there already, as a {found.get(spec.KIND)} and no {kind}")
