@@ -173,6 +173,12 @@ class Link:
         """Bytes the server takes in one message, headers included."""
         return int(self._nc.max_payload)
 
+    @property
+    def server_version(self) -> tuple[int, int, int]:
+        """The version of the server we are connected to."""
+        version = self._nc.connected_server_version
+        return version.major, version.minor, version.patch
+
     def add_connection_listener(self, cb: Callable[[bool], None]) -> Callable[[], None]:
         """Call `cb(False)` when the connection goes and `cb(True)` when it is back; returns how to stop that."""
         self._listeners.append(cb)

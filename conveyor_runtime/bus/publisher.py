@@ -54,9 +54,12 @@ class CommitStats:
 
 
 class Committer:
-    """Stores messages in one stream. One per process and stream, or their batches compete."""
+    """Stores messages in one stream. One per process and stream, or their batches compete.
 
-    def __init__(self, bus: Bus, stream: str) -> None:
+    `atomic` says whether the server can take batches at all; without, every unit is of one message.
+    """
+
+    def __init__(self, bus: Bus, stream: str, *, atomic: bool = True) -> None:
         self.stats = CommitStats()
         self._bus = bus
         self._stream = stream
@@ -64,7 +67,8 @@ class Committer:
         self._waiting: deque[Unit] = deque()
         self._flights = Flights(bus, self._landed)
         self._pace = Pace()
-        self._atomic = True
+        self._batches = atomic
+        self._atomic = atomic
         self._hold_until = 0.0
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -231,7 +235,7 @@ class Committer:
 
     def _on_connection(self, up: bool) -> None:
         if up:
-            self._atomic = True  # perhaps it is another server now
+            self._atomic = self._batches  # perhaps it is another server now
             self._hold_until = 0.0
             self._schedule()
         else:

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from conveyor_runtime.bus.streams import MINIMUM
 from conveyor_runtime.errors import BusError, ConfigError
 
 __all__ = [
@@ -24,9 +25,6 @@ __all__ = [
     "remember_port",
     "write_config",
 ]
-
-MINIMUM = (2, 12, 1)
-"""The first nats-server whose atomic batches refuse duplicates."""
 
 MAX_PAYLOAD = 4 << 20
 """Bytes in one message: a dispatch carries a spec of 256 KiB and the results of earlier steps."""

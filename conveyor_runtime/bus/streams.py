@@ -36,6 +36,7 @@ __all__ = [
     "list_consumers",
     "next_by_subject",
     "stream_info",
+    "stream_of",
 ]
 
 MESSAGES = "messages"
@@ -43,6 +44,9 @@ RESULTS = "cv-results"
 LOGS = "cv-logs"
 STATE = "KV_cv-state"
 DLQ = "cv-dlq"
+
+MINIMUM = (2, 12, 1)
+"""The first nats-server whose atomic batches refuse duplicates."""
 
 #: Seconds for which a stream knows the Msg-Ids it has stored.
 DUPLICATE_WINDOW = 120
@@ -123,6 +127,12 @@ async def stream_info(bus: Bus, stream: str) -> dict[str, Any] | None:
         raise
 
 
+async def stream_of(bus: Bus, subject: str) -> str | None:
+    """The name of the stream that takes messages on `subject`, or None."""
+    names = (await bus.api("STREAM.NAMES", {"subject": subject}))["streams"] or []
+    return names[0] if names else None
+
+
 async def is_ours(bus: Bus) -> bool:
     """Whether this bus has our state bucket; without it, it belongs to somebody else (or is new)."""
     return await stream_info(bus, STATE) is not None
@@ -133,14 +143,20 @@ async def is_foreign_engine(bus: Bus) -> bool:
     return await stream_info(bus, "pipeline-engine") is not None
 
 
-async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
+async def ensure_streams(bus: Bus, *, replicas: int | None = None) -> None:
     """Create the streams that are missing and set right what differs in the fields we declare.
 
-    May be called by many processes at once and again at any time. Raises BusError, saying how to mend it, when
-    the bus cannot hold our streams.
+    `replicas` None leaves those of a stream as they are, and makes a new one with one. May be called by many processes
+    at once and again at any time. Raises BusError, saying how to mend it, when the bus cannot hold our streams.
     """
+    if (0, 0, 0) < bus.server_version < MINIMUM:
+        # Before anything is made: a Go Conveyor engine that is still starting must find its bus as it was.
+        have, need = (".".join(map(str, version)) for version in (bus.server_version, MINIMUM))
+        raise BusError(f"nats-server {have} cannot hold our streams, {need} or newer is needed")
     for name, declared in STREAMS.items():
-        config = {"name": name, "num_replicas": replicas, **declared}
+        config = {"name": name, **declared}
+        if replicas is not None:
+            config["num_replicas"] = replicas
         info = await stream_info(bus, name)
         if info is None:
             try:

@@ -5,25 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import uvloop
 
 import pipelines
-from conveyor_runtime.bus import Committer
+from conveyor_runtime.bus import Bus, Committer
 from conveyor_runtime.bus.address import parse_url
 from conveyor_runtime.bus.streams import LOGS, RESULTS, STATE
 from conveyor_runtime.client import Client
 from conveyor_runtime.config import DriverSettings
-from conveyor_runtime.daemon.connect import connect
+from conveyor_runtime.daemon.connect import connect_driver
 from conveyor_runtime.kit.shutdown import on_signals
 from conveyor_runtime.orchestra import BackendSettings, Orchestra
 from conveyor_runtime.reconcile import Driver, DriverManager
+from conveyor_runtime.reconcile import plain as plain_contract
 from conveyor_runtime.reconcile.lease import BUS_ADDRESS
 from conveyor_runtime.reconcile.manager import ManagerDeps
-from conveyor_runtime.store import KvStore, State
+from conveyor_runtime.reconcile.plain import PlainCommitter, PlainLogs
+from conveyor_runtime.store import KvStore, MemoryStore, State
 
 log = logging.getLogger(__name__)
 
@@ -45,30 +48,7 @@ def run_driver(driver: Driver, nats_url: str, settings: DriverSettings, api_url:
 
 async def work(driver: Driver, nats_url: str, settings: DriverSettings, api_url: str, token: str) -> int:
     """Run the driver until a signal; the process's exit code."""
-    if settings.resources:
-        driver = replace(driver, resources=settings.resources)
-    settings = replace(settings, defaults=_merge(pipelines.defaults(), settings.defaults))
-    bus = await connect(nats_url, name=f"conveyor-{driver.name}", patience=30.0)
-    committers = [Committer(bus, stream) for stream in (STATE, RESULTS, LOGS)]
-    backends = BackendSettings(native_root=settings.native_root)
-    orchestra = await Orchestra.open(settings.backend, backends) if driver.sandbox else None
-    client = Client(api_url, token=token) if api_url else None
-    try:
-        state = State(KvStore(bus, committers[0]))
-        meta = await state.ensure_meta()
-        manager = DriverManager(
-            driver,
-            settings,
-            ManagerDeps(
-                bus=bus,
-                state=state,
-                results=committers[1],
-                logs=committers[2],
-                installation=meta.installation,
-                orchestra=orchestra,
-                client=client,
-            ),
-        )
+    async with connected_manager(driver, nats_url, settings, api_url, token) as manager:
         try:
             with on_signals(manager.drain):
                 await manager.run()
@@ -78,15 +58,55 @@ async def work(driver: Driver, nats_url: str, settings: DriverSettings, api_url:
                 log.error("%s has user code that does not end; this process ends it by ending itself", driver.name)
                 logging.shutdown()
                 os._exit(EXIT_STUCK)
-        return 0
-    finally:
-        for committer in committers:
-            await committer.close()
-        if orchestra is not None:
-            await orchestra.close()
+    return 0
+
+
+@asynccontextmanager
+async def connected_manager(
+    driver: Driver, nats_url: str, settings: DriverSettings, api_url: str = "", token: str = ""
+) -> AsyncIterator[DriverManager]:
+    """A driver's manager with all it works with, for as long as the block lasts. Raises ConfigError, BusError."""
+    if settings.resources:
+        driver = replace(driver, resources=settings.resources)
+    settings = replace(settings, defaults=_merge(pipelines.defaults(), settings.defaults))
+    async with AsyncExitStack() as stack:
+        bus, plain = await connect_driver(nats_url, name=f"conveyor-{driver.name}", patience=30.0)
+        stack.push_async_callback(bus.close)
+        client = Client(api_url, token=token) if api_url else None
         if client is not None:
-            await client.aclose()
-        await bus.close()
+            stack.push_async_callback(client.aclose)
+        backends = BackendSettings(native_root=settings.native_root)
+        orchestra = await Orchestra.open(settings.backend, backends) if driver.sandbox else None
+        if orchestra is not None:
+            stack.push_async_callback(orchestra.close)
+        committers = _committers(bus, plain)
+        for committer in committers:
+            stack.push_async_callback(committer.close)
+        state = State(MemoryStore() if plain else KvStore(bus, committers[2]))
+        # What is started for a bus that is not ours carries no installation, so no janitor touches it.
+        installation = "" if plain else (await state.ensure_meta()).installation
+        yield DriverManager(
+            driver,
+            settings,
+            ManagerDeps(
+                bus=bus,
+                state=state,
+                results=committers[0],
+                logs=committers[1],
+                installation=installation,
+                orchestra=orchestra,
+                client=client,
+                plain=plain,
+            ),
+        )
+
+
+def _committers(bus: Bus, plain: bool) -> list[Committer]:
+    """Of results, of logs, and on our own bus of state."""
+    if plain:
+        log.warning("this bus belongs to a Conveyor engine: serving it by its plain contract, each event at least once")
+        return [PlainCommitter(bus, plain_contract.RESULTS), PlainLogs(bus, plain_contract.LOGS)]
+    return [Committer(bus, stream) for stream in (RESULTS, LOGS, STATE)]
 
 
 def _merge(shipped: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

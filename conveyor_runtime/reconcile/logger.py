@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Literal
 
 import orjson
@@ -64,7 +65,9 @@ class DriverLogger:
         self._live = subjects.live_log(run_id, driver)
         self._named = {"runid": run_id, "driver": driver, "pipeline": pipeline}
         self._place = {"step": step, "attempt": attempt, "takeover": takeover}
-        self._id = f"log.{run_id}.{step or driver}.{attempt}.{takeover}"
+        # Without an attempt (the plain contract) every try is one of its own, or its lines would pass for repeats.
+        attempt_id = f"{attempt}.{takeover}" if attempt else token_hex(6)
+        self._id = f"log.{run_id}.{step or driver}.{attempt_id}"
         self._redactor = Redactor()
         self._writers: list[LineWriter] = []
         self._room = threading.Condition()

@@ -20,6 +20,7 @@ from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.invoke import Stop, Threads
 from conveyor_runtime.reconcile.janitor import Janitor
 from conveyor_runtime.reconcile.lease import Lease, LeaseLostError
+from conveyor_runtime.reconcile.plain import PlainDispatch
 from conveyor_runtime.reconcile.registration import Registration
 from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import State
@@ -35,7 +36,8 @@ _HAND_OVER = 3.0
 
 @dataclass(frozen=True)
 class ManagerDeps:
-    """What a driver process is given: connected, with its streams ensured."""
+    """What a driver process is given: connected, with its streams ensured. `plain` on a bus that is not ours; the state
+    is then the process's own, and its lease proves only that it has not stood still."""
 
     bus: Bus
     state: State
@@ -44,6 +46,7 @@ class ManagerDeps:
     installation: str
     orchestra: Orchestra | None = None
     client: Client | None = None
+    plain: bool = False
 
 
 class DriverManager:
@@ -63,10 +66,12 @@ class DriverManager:
         node = f"host-{identity.machine_id()}" if orchestra is None else orchestra.default.node
         nodes = tuple(orchestra.nodes) if orchestra else (node,)
         self._orchestra = orchestra
-        self._registration = Registration(driver, deps.bus, deps.state, nodes, settings.concurrency)
+        self._registration = Registration(
+            driver, deps.bus, deps.state, () if deps.plain else nodes, settings.concurrency
+        )
         self._lease = Lease(deps.state, driver.name, nodes, settings.concurrency)
         self._executor = Threads(settings.concurrency, driver.name)
-        self._dispatch = Dispatch(
+        self._dispatch = (PlainDispatch if deps.plain else Dispatch)(
             Deps(
                 driver=driver,
                 settings=settings,
@@ -117,7 +122,7 @@ class DriverManager:
             self._watch_jobs(),
             self._watch_bus(),
         ]
-        if self._orchestra is not None:
+        if self._orchestra is not None and not self._deps.plain:
             side.append(Janitor(self._deps.state, self._orchestra, self._deps.installation).run())
         tasks = {asyncio.create_task(work) for work in [*side, *(self._pull(puller) for puller in pullers)]}
         tasks.add(asyncio.create_task(self._drain.wait()))  # type: ignore[arg-type]
