@@ -59,6 +59,7 @@ class PipelineStep(Model):
     name: str = ""
     driver: str
     timeout: float | None = None
+    queue_timeout: float | None = None
 
 
 class Pipeline(Model):

@@ -108,15 +108,15 @@ class ForeignSteps:
     async def examine(self, run: RunRecord, step: PlannedStep, state: StepState) -> RunRecord:
         """The run after whatever this step's message and clock call for."""
         end, now = self._transitions.end_step, self._transitions.now()
-        cancelled, untaken = steps.cancel_applies(run, step), "cancelled before a driver took it"
+        over = _over_before_taken(run, step, state, now)
         if state.issue == 0:
-            return await end(run, step, state, Status.CANCELLED, untaken) if cancelled else run
+            return await end(run, step, state, *over) if over is not None else run
         if state.foreign_seq is None:
             return await self._note_sequence(run, step, state, now)
         if await self._is_waiting(dispatch_subject(run, step, state), state.foreign_seq):
             # Deleted before it was taken: nobody will work on it. If it is taken at this moment, the delete fails.
-            if cancelled and await delete_message(self._bus, MESSAGES, state.foreign_seq):
-                return await end(run, step, state, Status.CANCELLED, untaken)
+            if over is not None and await delete_message(self._bus, MESSAGES, state.foreign_seq):
+                return await end(run, step, state, *over)
             return run
         if state.due is None:
             due = now + timedelta(seconds=step.timeout or DEFAULT_TIMEOUT)
@@ -154,6 +154,14 @@ class ForeignSteps:
             return record.model_copy(update={"steps": {**record.steps, step.id: noted}})
 
         return await self._transitions.change_step(run, step, state, change)
+
+
+def _over_before_taken(run: RunRecord, step: PlannedStep, state: StepState, now: datetime) -> tuple[Status, str] | None:
+    """How a step ends that no driver has taken yet; None if one is still waited for."""
+    if steps.cancel_applies(run, step):
+        return Status.CANCELLED, "cancelled before a driver took it"
+    left = steps.queue_left(step, state, now)
+    return (Status.TIMED_OUT, steps.not_taken(step)) if left is not None and left <= 0 else None
 
 
 def _type_of(subject: str, driver: str) -> str | None:

@@ -43,12 +43,15 @@ class Ownership:
     ) -> RunRecord:
         """The run after whatever this step's claim calls for. `later(run_id, seconds)` asks for another look."""
         cancelled = steps.cancel_applies(run, step)
-        claim = await self._claim(run, step, state, self._why_end(run, step, state))
+        queue_left = steps.queue_left(step, state, self._transitions.now())
+        claim = await self._claim(run, step, state, self._ending(run, step, state, queue_left))
         if claim is None:
+            if queue_left is not None:
+                later(run.run_id, queue_left)
             return run
         end = self._transitions.end_step
         if claim.instance == ENGINE:
-            unrun = Status.SKIPPED if step.finally_ else Status.ERROR
+            unrun = Status.TIMED_OUT if claim.timed_out else Status.SKIPPED if step.finally_ else Status.ERROR
             return await end(run, step, state, Status.CANCELLED if cancelled else unrun, claim.why)
         numbers = (run.run_id, step.id, state.attempt, state.takeover)
         dead = self._liveness.is_dead(claim.instance)
@@ -65,22 +68,26 @@ class Ownership:
             return await end(run, step, state, Status.TIMED_OUT, "it did not stop at its timeout", claim=claim)
         return await self._take_over(run, step, state, claim, died=dead and not claim.given_up)
 
-    def _why_end(self, run: RunRecord, step: PlannedStep, state: StepState) -> str | None:
-        """Why the engine ends this step if nobody works on it yet; None = it is still waited for."""
+    def _ending(self, run: RunRecord, step: PlannedStep, state: StepState, queue_left: float | None) -> Claim | None:
+        """The claim by which the engine ends this step if nobody works on it yet; None = it is still waited for."""
+        why, timed_out = None, False
         if run.cancel is not None and not step.finally_:
-            return run.cancel.why
-        if state.node is not None and self._nodes.is_gone(step.driver, state.node):
-            return f"node gone: no {step.driver} has run on {state.node} for {NODE_GONE / 60:.0f} minutes"
-        return None
+            why = run.cancel.why
+        elif queue_left is not None and queue_left <= 0:
+            why, timed_out = steps.not_taken(step), True
+        elif state.node is not None and self._nodes.is_gone(step.driver, state.node):
+            why = f"node gone: no {step.driver} has run on {state.node} for {NODE_GONE / 60:.0f} minutes"
+        if why is None:
+            return None
+        return Claim(instance=ENGINE, at=self._transitions.now(), why=why, timed_out=timed_out)
 
-    async def _claim(self, run: RunRecord, step: PlannedStep, state: StepState, why: str | None) -> Claim | None:
-        """The claim of the current attempt and takeover. With a `why`, the engine claims what nobody has, so that no
-        worker can start it any more."""
+    async def _claim(self, run: RunRecord, step: PlannedStep, state: StepState, mine: Claim | None) -> Claim | None:
+        """The claim of the current attempt and takeover. What nobody has claimed becomes `mine`, if that is given, so
+        that no worker can start it any more."""
         numbers = (run.run_id, step.id, state.attempt, state.takeover)
         known = self._state.view.claim(*numbers)
-        if known is not None or why is None:
+        if known is not None or mine is None:
             return known.record if known else None
-        mine = Claim(instance=ENGINE, at=self._transitions.now(), why=why)
         try:
             await self._state.commit(Put(keys.claim(*numbers), mine, 0))
         except RevisionConflict:

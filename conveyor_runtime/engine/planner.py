@@ -53,7 +53,7 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
     for step in run.plan:
         state = run.steps.get(step.id, steps.UNOPENED)
         if state.status is Status.AWAITING_RETRY and state.due is not None and state.due <= now:
-            return issue(run, step, _reopened(state), fleet, now)
+            return issue(run, step, _queued(step, _reopened(state), now), fleet, now)
         if state.status is not Status.PENDING:
             continue
         if steps.has_nothing_to_clean(run, step, fleet) and state.issue == 0:
@@ -64,7 +64,7 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
                 continue
             if (why := steps.reason_to_skip(run, step)) is not None:
                 return _with_step(run, step.id, _skipped(state, why, now))
-            return issue(run, step, state.model_copy(update={"attempt": 1}), fleet, now)
+            return issue(run, step, _queued(step, state.model_copy(update={"attempt": 1}), now), fleet, now)
         if state.issue == 0 and not steps.cancel_applies(run, step) and fleet.can_deliver(step.driver, state.node):
             return issue(run, step, state, fleet, now)
     return run
@@ -138,7 +138,7 @@ def take_over(run: RunRecord, step_id: str, node: str | None, *, died: bool, fle
         )
         return _with_step(run, step_id, ended)
     update = {"takeover": state.takeover + 1, "deaths": deaths, "claimed_node": node or state.claimed_node}
-    return issue(run, step, state.model_copy(update=update), fleet, now)
+    return issue(run, step, _queued(step, state.model_copy(update=update), now), fleet, now)
 
 
 def too_often(state: StepState, *, died: bool) -> str | None:
@@ -189,6 +189,11 @@ def _with_step(run: RunRecord, step_id: str, state: StepState) -> RunRecord:
 
 def _skipped(state: StepState, why: str, now: datetime) -> StepState:
     return state.model_copy(update={"status": Status.SKIPPED, "message": why, "finished_at": now})
+
+
+def _queued(step: PlannedStep, state: StepState, now: datetime) -> StepState:
+    """The step as it begins to wait for a worker."""
+    return state if step.queue_timeout is None else state.model_copy(update={"queued_at": now})
 
 
 def _reopened(state: StepState) -> StepState:

@@ -44,6 +44,7 @@ def plan_pipeline(spec: PipelineSpec) -> tuple[PlannedStep, ...]:
                     needs=before,
                     finally_=is_finally,
                     timeout=step.timeout,
+                    queue_timeout=step.queue_timeout,
                 )
             )
             before = (step.id,)

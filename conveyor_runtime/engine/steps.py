@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import (
@@ -79,6 +80,18 @@ def last_delete(record: ResourceRecord) -> Entry | None:
     counts before one that waits for its time."""
     deletes = [entry for entry in reversed(record.entries) if entry.event == "delete"]
     return max(deletes, key=lambda entry: entry.due is None, default=None)
+
+
+def queue_left(step: PlannedStep, state: StepState, now: datetime) -> float | None:
+    """Seconds that a worker is still waited for; None where that has no limit."""
+    if step.queue_timeout is None or state.queued_at is None:
+        return None
+    return step.queue_timeout - (now - state.queued_at).total_seconds()
+
+
+def not_taken(step: PlannedStep) -> str:
+    """What is said of a step that waited for longer than its `queue_timeout`."""
+    return f"no worker took it within its queue_timeout of {step.queue_timeout:g} s"
 
 
 def delete_succeeded(record: ResourceRecord, run: RunRecord) -> bool:

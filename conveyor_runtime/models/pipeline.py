@@ -15,13 +15,14 @@ class Step(Model):
     """One step: known by its id, never by its driver, so a driver may appear twice.
 
     Without an id it gets its name, else its driver, made unique by a number. `timeout` (seconds) bounds one attempt,
-    from the start of user code.
+    from the start of user code; `queue_timeout` how long an attempt waits for a worker.
     """
 
     id: Name = ""
     name: str = ""
     driver: Name
     timeout: Duration | None = None
+    queue_timeout: Duration | None = None
 
     @model_validator(mode="before")
     @classmethod

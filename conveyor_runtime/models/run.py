@@ -79,6 +79,7 @@ class PlannedStep(Model):
     needs: tuple[str, ...] = ()
     finally_: bool = Field(default=False, alias="finally")
     timeout: float | None = None
+    queue_timeout: float | None = None
 
 
 class StepState(Model):
@@ -86,7 +87,8 @@ class StepState(Model):
 
     `attempt` is 0 until the step is opened; `takeover` counts hand-overs of this attempt, `deaths` those because the
     worker died; `issue` counts publications of its dispatch, 0 = not yet published because no driver could take it.
-    `node` is where the dispatch goes (None = anywhere), `claimed_node` where the latest known claim was.
+    `node` is where the dispatch goes (None = anywhere), `claimed_node` where the latest known claim was. `queued_at` is
+    since when a worker is waited for, where that has a limit.
     """
 
     status: Status = Status.PENDING
@@ -95,6 +97,7 @@ class StepState(Model):
     deaths: int = 0
     issue: int = 0
     issued_at: datetime | None = None
+    queued_at: datetime | None = None
     node: str | None = None
     claimed_node: str | None = None
     due: datetime | None = None

@@ -195,6 +195,20 @@ async def test_cancelled_while_its_message_waits_it_is_never_handed_over(cluster
     assert again.status == "Succeeded" and sdk.taken.qsize() == 1
 
 
+async def test_what_it_does_not_take_in_time_it_is_never_handed(cluster: Cluster, foreign: Foreign) -> None:
+    """Rules 6 and 17: as long as the message waits, it can be taken back."""
+    sdk = await foreign("afar")
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "afar", queue_timeout=0.3)
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    run = await cluster.ended(run_id)
+    assert (run.status, run.reason) == ("TimedOut", "step afar: no worker took it within its queue_timeout of 0.3 s")
+    await waiting(cluster, 0)
+    sdk.start()
+    again = await cluster.ended((await cluster.put("thing", "one", "p", x=1)).run_id)
+    assert again.status == "Succeeded" and sdk.taken.qsize() == 1
+
+
 async def test_cancelled_after_it_was_taken_its_result_is_waited_for(cluster: Cluster, foreign: Foreign) -> None:
     """Rule 17."""
     sdk = await foreign("afar")

@@ -111,6 +111,21 @@ async def test_cancel_of_a_direct_run_that_no_driver_takes_ends_at_once(cluster:
     assert (run.status, run.reason) == ("Cancelled", "cancelled by test: enough")
 
 
+async def test_a_step_that_no_worker_takes_in_time_times_out_and_finally_runs(cluster: Cluster) -> None:
+    """Rule 6, whether its driver has never registered or has no process now."""
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.add(recorder("last", calls))
+    for name in ("unknown", "absent"):
+        await cluster.pipeline(name, "thing", name, finally_=("last",), queue_timeout=0.2)
+    await cluster.stop(await cluster.add(recorder("absent", [], direct=False)))
+    for name in ("unknown", "absent"):
+        run = await cluster.ended((await cluster.post("thing", name, name)).run_id)
+        assert (run.status, [step.status for step in run.steps]) == ("TimedOut", ["TimedOut", "Succeeded"])
+        assert run.reason == f"step {name}: no worker took it within its queue_timeout of 0.2 s"
+    assert calls == [("last", "create")] * 2
+
+
 async def test_work_posted_before_any_driver_waits_for_it(cluster: Cluster) -> None:
     calls: list[tuple[str, str]] = []
     await cluster.define("thing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,11 +25,13 @@ def watcher(monkeypatch: pytest.MonkeyPatch) -> Watcher:
     return watcher
 
 
-async def examine(watcher: Watcher, *, cancel: bool = False, finally_: bool = False, **state: Any) -> RunRecord:
+async def examine(
+    watcher: Watcher, *, cancel: bool = False, finally_: bool = False, queue_timeout: float | None = None, **state: Any
+) -> RunRecord:
     """Look once at step `s` of run `r`; the run afterwards."""
     known = watcher.view.run("r")
     if known is None:
-        step = PlannedStep(id="s", driver="d", finally_=finally_)
+        step = PlannedStep(id="s", driver="d", finally_=finally_, queue_timeout=queue_timeout)
         opened = StepState(attempt=1, issue=1, issued_at=NOW, **state)
         run = RunRecord(
             run_id="r", type="thing", name="one", event="create", generation=1, status=Status.RUNNING,
@@ -141,6 +144,30 @@ async def test_a_cancelled_step_nobody_has_is_claimed_by_the_engine_and_ended(wa
     assert (run.status, run.steps["s"].message) == (Status.CANCELLED, "enough")
     known = watcher.view.claim("r", "s", 1, 0)
     assert known is not None and known.record.instance == ENGINE
+
+
+@pytest.mark.parametrize("finally_", [False, True])
+async def test_a_step_nobody_took_in_time_is_claimed_by_the_engine_and_ended(watcher: Watcher, finally_: bool) -> None:
+    """Rule 6: by claiming, so that no worker can start it any more."""
+    run = await examine(watcher, queue_timeout=90.0, queued_at=NOW - timedelta(seconds=90), finally_=finally_)
+    assert (run.status, run.steps["s"].status) == (Status.TIMED_OUT, Status.TIMED_OUT)
+    assert run.steps["s"].message == "no worker took it within its queue_timeout of 90 s"
+    known = watcher.view.claim("r", "s", 1, 0)
+    assert known is not None and (known.record.instance, known.record.timed_out) == (ENGINE, True)
+
+
+async def test_a_step_is_looked_at_again_when_its_queue_timeout_is_over(watcher: Watcher) -> None:
+    """Rule 6."""
+    run = await examine(watcher, queue_timeout=90.0, queued_at=NOW - timedelta(seconds=60))
+    assert not run.status.terminal and watcher.looks == [30.0]
+
+
+async def test_a_step_that_a_worker_claimed_first_is_left_to_it(watcher: Watcher) -> None:
+    """Rule 6: its queue timeout speaks of waiting only."""
+    await watcher.instance()
+    await claim(watcher)
+    run = await examine(watcher, queue_timeout=90.0, queued_at=NOW - timedelta(hours=1))
+    assert not run.status.terminal and watcher.looks == []
 
 
 async def test_a_cancelled_step_somebody_has_is_left_to_its_owner(watcher: Watcher) -> None:

@@ -394,6 +394,21 @@ def test_a_delete_goes_backwards_through_who_asked_for_it_each_once() -> None:
     assert plans.plan_delete("thing", (), fleet("a")) == ()
 
 
+def test_a_worker_is_waited_for_anew_at_each_attempt_and_takeover() -> None:
+    """Rule 6, and what is published once more is waited for no longer."""
+    steps_ = [{"driver": "a", "queue_timeout": "90s"}, {"driver": "b"}]
+    plan = plans.plan_pipeline(PipelineSpec.model_validate({"resource": "thing", "steps": steps_}).with_ids())
+    at = fleet("a", "b")
+    run = planner.advance(run_of(plan), at, NOW)
+    assert (plan[0].queue_timeout, run.steps["a"].queued_at) == (90.0, NOW)
+    assert planner.reissue(run, "a", at, LATER).steps["a"].queued_at == NOW
+    assert planner.take_over(run, "a", None, died=True, fleet=at, now=LATER).steps["a"].queued_at == LATER
+    failed = take(run, "a", Status.ERROR, at=at, retryable=True)
+    assert failed.steps["a"].status is Status.AWAITING_RETRY
+    assert planner.advance(failed, at, LATER).steps["a"].queued_at == LATER
+    assert take(run, "a", at=at).steps["b"].queued_at is None
+
+
 def test_when_a_delete_may_remove_the_record() -> None:
     """Rule 3."""
     resource = ResourceRecord(
