@@ -1,0 +1,245 @@
+"""The qemu backend: one machine for each namespace, started when something is first started in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from conveyor_runtime.errors import BackendError, Gone, TerminalError
+from conveyor_runtime.kit.shielded import finish
+from conveyor_runtime.orchestra import execs
+from conveyor_runtime.orchestra.base import Prepared, Progress
+from conveyor_runtime.orchestra.checks import Wish, check_host_mounts, check_task, mount_path, refuse
+from conveyor_runtime.orchestra.names import check_task_id, run_of
+from conveyor_runtime.orchestra.native.layout import node_name, open_root, remove_tree
+from conveyor_runtime.orchestra.qemu import scripts
+from conveyor_runtime.orchestra.qemu.container import QemuContainer, job_name
+from conveyor_runtime.orchestra.qemu.fleet import Fleet
+from conveyor_runtime.orchestra.qemu.jobs import Job
+from conveyor_runtime.orchestra.qemu.layout import Layout, TaskMeta, VmMeta, VolumeMeta
+from conveyor_runtime.orchestra.qemu.machine import SHARE
+from conveyor_runtime.orchestra.qemu.machines import USER_NETWORK
+from conveyor_runtime.orchestra.qemu.sandbox import PATH, QemuSandbox
+from conveyor_runtime.orchestra.qemu.sockets import locked
+from conveyor_runtime.orchestra.qemu.vm import VOLUMES, Vm
+from conveyor_runtime.orchestra.qemu.volume import QemuVolume
+from conveyor_runtime.orchestra.status import NamespaceInfo
+from conveyor_runtime.orchestra.task import Owner, Task
+
+__all__ = ["QemuBackend"]
+
+_KEEPS: tuple[Wish, ...] = (
+    *("cpu limit", "memory limit", "pids limit", "mounts", "absolute mount paths", "read-only mounts", "host mounts"),
+    *("tmpfs", "user", "privileged", "network none", "named network", "timeout", "stdin"),
+)
+
+
+class QemuBackend:
+    """See `conveyor_runtime.orchestra.base.Backend` and `capabilities.Sandboxes`.
+
+    All tasks of a namespace share one machine, each with mounts, cgroup and workspace of its own. In it a task is
+    privileged whether it asks or not: the wall is the machine's.
+    """
+
+    name = "qemu"
+
+    def __init__(self, root: Path, images: Path, host_paths: tuple[Path, ...] = ()) -> None:
+        """`root` is made if it is not there, `images` is where `conveyor image build qemu` put its guest. Raises
+        `ConfigError` if `root` is not this user's alone."""
+        self._layout = Layout(open_root(root))
+        self._fleet = Fleet(self._layout, images)
+        self._host_paths = host_paths
+        self.node = node_name(self._layout.root).replace("native-", "qemu-", 1)
+
+    async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
+        """See the contract. The first time, a machine like the task's is booted and frozen."""
+        self._check(task, sandbox=True)
+        return Prepared(await self._fleet.prepare(task, on_progress))
+
+    async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> QemuSandbox:
+        """See the contract."""
+        self._check(task, sandbox=True)
+        async with locked(self._layout.lock(ns)):
+            found = self._running(ns, task.id)
+            if found is None:
+                vm, machine = await self._begin(ns, task, owner)
+                meta = _meta(task, owner, machine)
+                self._layout.write_task(ns, task.id, meta)
+                found = vm, meta
+        return self._sandbox(ns, task.id, *found)
+
+    async def get_sandbox(self, ns: str, task_id: str) -> QemuSandbox:
+        """See the contract."""
+        check_task_id(task_id)
+        found = self._running(ns, task_id)
+        if found is None:
+            raise Gone(f"there is no qemu sandbox {task_id} in {ns}")
+        return self._sandbox(ns, task_id, *found)
+
+    async def run(self, ns: str, task: Task, owner: Owner) -> QemuContainer:
+        """See the contract."""
+        self._check(task)
+        async with locked(self._layout.lock(ns)):
+            if self._layout.read_task(ns, task.id) is None:
+                await finish(self._run(ns, task, owner))
+        return await self.get(ns, task.id)
+
+    async def get(self, ns: str, task_id: str) -> QemuContainer:
+        """See the contract."""
+        meta = self._layout.read_task(ns, task_id)
+        if meta is None:
+            raise Gone(f"there is no qemu container {task_id} in {ns}")
+        found = self._fleet.find(ns)
+        vm = found[0] if found is not None and found[1].boot == meta.boot else None
+        share = self._layout.vm(ns) / SHARE
+        return QemuContainer(
+            ns, task_id, meta, share, vm, self._is_there(ns, task_id, meta), self._remover(ns, task_id)
+        )
+
+    async def create_volume(self, ns: str, name: str, owner: Owner, *, size_bytes: int = 0) -> QemuVolume:
+        """See the contract; a size cannot be kept and is refused."""
+        if size_bytes:
+            raise TerminalError("the qemu backend cannot limit the size of a volume")
+        async with locked(self._layout.lock(ns)):
+            self._make_volume(ns, check_task_id(name), owner)
+        return QemuVolume(name, lambda: self._remove_volume(ns, name))
+
+    async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
+        """See the contract."""
+        home = self._layout.home(ns)
+        if home.is_dir():
+            async with locked(self._layout.lock(ns)):
+                await finish(self._fleet.end(ns, grace))
+                left = await asyncio.to_thread(self._layout.remove, ns)
+        else:
+            left = await asyncio.to_thread(self._layout.remove, ns)
+        if left:
+            raise BackendError(f"{ns}: cannot remove {', '.join(map(str, left))}")
+
+    async def namespaces(self, installation: str) -> list[NamespaceInfo]:
+        """See the contract."""
+        try:
+            found = await asyncio.to_thread(lambda: list(self._layout.namespaces()))
+        except OSError as error:
+            raise BackendError(f"cannot list {self._layout.root}: {error}") from error
+        infos = []
+        for ns, metas, changed in found:
+            if not metas:
+                # Nobody can say any more whose it was but its name, and that only for runs as our engine names them.
+                if run_id := run_of(installation, ns):
+                    infos.append(NamespaceInfo(ns, run_id, changed))
+            elif all(meta.owner.installation == installation for meta in metas):
+                owners = tuple(dict.fromkeys(meta.owner for meta in metas))
+                infos.append(NamespaceInfo(ns, owners[0].run_id, max(meta.created_at for meta in metas), owners))
+        return infos
+
+    async def close(self) -> None:
+        """See the contract."""
+        self._fleet.close()
+
+    def _check(self, task: Task, *, sandbox: bool = False) -> None:
+        check_task(task)
+        refuse(task, self.name, [*_KEEPS, "the image's own command"] if sandbox else _KEEPS)
+        check_host_mounts(task, self._host_paths)
+        if task.network not in ("default", "none", USER_NETWORK):
+            raise TerminalError(f"the qemu backend has the network {USER_NETWORK!r} or none, not {task.network!r}")
+
+    async def _begin(self, ns: str, task: Task, owner: Owner) -> tuple[Vm, VmMeta]:
+        """Have the machine, and in it what a task needs before its first command."""
+        for mount in task.mounts:
+            self._make_volume(ns, mount.volume, owner)
+        vm, machine = await self._fleet.ensure(ns, task)
+        limits = task.limits
+        words = [task.id, task.workdir, task.user]
+        words += [str(limits.memory_bytes or "max"), f"{limits.cpu_milli * 100 if limits.cpu_milli else 'max'} 100000"]
+        words += [str(limits.pids or "max"), *_mounts(task, machine)]
+        await finish(vm.guest.run(scripts.WAKE + scripts.TASK, *words))
+        return vm, machine
+
+    async def _run(self, ns: str, task: Task, owner: Owner) -> None:
+        job = Job(self._layout.vm(ns) / SHARE, task.id, job_name(task.id))
+        await asyncio.to_thread(job.remove)  # of one that somebody began with and did not finish
+        vm, machine = await self._begin(ns, task, owner)
+        await job.make(task.stdin)
+        marks = {execs.SANDBOX_MARK: ns}
+        env = {"PATH": PATH, "LANG": "C.UTF-8", **task.env, **marks}
+        command = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", task.workdir, *task.command]
+        watcher = await job.start(
+            vm, command, env=env, user=task.user, timeout=task.timeout, grace=task.grace, whole=True
+        )
+        self._layout.write_task(ns, task.id, _meta(task, owner, machine, watcher))
+
+    def _make_volume(self, ns: str, name: str, owner: Owner) -> None:
+        if self._layout.read_volume(ns, name) is None:
+            (self._layout.vm(ns) / SHARE / VOLUMES / name).mkdir(parents=True, exist_ok=True)
+            self._layout.write_volume(ns, name, VolumeMeta(owner, datetime.now(UTC)))
+
+    async def _remove_volume(self, ns: str, name: str) -> None:
+        if not self._layout.home(ns).is_dir():
+            return
+        async with locked(self._layout.lock(ns)):
+            for task_id in self._layout.tasks(ns):
+                meta = self._layout.read_task(ns, task_id)
+                if meta is not None and name in meta.volumes and self._running(ns, task_id) is not None:
+                    raise BackendError(f"volume {name} is in use by {task_id}")
+            self._layout.forget_volume(ns, name)
+            await asyncio.to_thread(remove_tree, self._layout.vm(ns) / SHARE / VOLUMES / name)
+
+    def _remover(self, ns: str, task_id: str) -> Callable[[], Awaitable[None]]:
+        async def remove() -> None:
+            if self._layout.read_task(ns, task_id) is None:
+                return
+            async with locked(self._layout.lock(ns)):
+                await finish(self._remove(ns, task_id))
+
+        return remove
+
+    async def _remove(self, ns: str, task_id: str) -> None:
+        found = self._running(ns, task_id)
+        if found is not None:
+            vm = found[0]
+            await execs.end(lambda signal: vm.guest.sweep([task_id], signal), 0)
+            await vm.guest.run(scripts.REMOVE, task_id)
+        self._layout.forget_task(ns, task_id)
+        await asyncio.to_thread(Job(self._layout.vm(ns) / SHARE, task_id, job_name(task_id)).remove)
+
+    def _running(self, ns: str, task_id: str) -> tuple[Vm, TaskMeta] | None:
+        """The task with the machine it was started in, if that lives."""
+        meta = self._layout.read_task(ns, task_id)
+        found = self._fleet.find(ns)
+        if meta is None or found is None or found[1].boot != meta.boot:
+            return None
+        return found[0], meta
+
+    def _is_there(self, ns: str, task_id: str, meta: TaskMeta) -> Callable[[], bool]:
+        def is_there() -> bool:
+            now = self._layout.read_task(ns, task_id)
+            return now is not None and now.created_at == meta.created_at
+
+        return is_there
+
+    def _sandbox(self, ns: str, task_id: str, vm: Vm, meta: TaskMeta) -> QemuSandbox:
+        return QemuSandbox(ns, task_id, meta, vm, self._is_there(ns, task_id, meta), self._remover(ns, task_id))
+
+
+def _meta(task: Task, owner: Owner, machine: VmMeta, watcher: int = 0) -> TaskMeta:
+    volumes = [mount.volume for mount in task.mounts]
+    now = datetime.now(UTC)
+    return TaskMeta(owner, dict(task.env), task.user, task.workdir, volumes, now, machine.boot, watcher)
+
+
+def _mounts(task: Task, machine: VmMeta) -> list[str]:
+    """What, where and how of each mount, as the script in the guest takes them."""
+    words: list[str] = []
+    for mount in task.mounts:
+        inside = f"/run/conveyor/share/{VOLUMES}/{mount.volume}"
+        words += [inside, mount_path(task, mount.path), "ro" if mount.read_only else ""]
+    tags = {(source, read_only): tag for tag, source, read_only in machine.exports}
+    for host in task.host_mounts:
+        tag = tags[(host.source, host.read_only)]
+        words += [f"/run/conveyor/host/{tag}", host.path, "ro" if host.read_only else ""]
+    for tmpfs in task.tmpfs:
+        words += ["tmpfs", tmpfs.path, f"size={tmpfs.size_bytes}" if tmpfs.size_bytes else "mode=1777"]
+    return words

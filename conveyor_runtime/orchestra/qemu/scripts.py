@@ -1,0 +1,193 @@
+"""What is run inside a guest. POSIX shell, so that any guest with the agent can run it.
+
+    /run/conveyor/share                 the machine's directory on the host (9p): jobs, volumes, files on their way
+    /run/conveyor/{ns,execs}/<task>     the mount namespace of a task, and the records of its execs
+    /var/lib/conveyor/tasks/<task>      the workspace, on the guest's own disk
+    /sys/fs/cgroup/conveyor/<task>/<job>
+
+A *job* is one exec or the command of one container. It has a directory in the share: `stdin` is put there before,
+`stdout`, `stderr` and at last `exit` are written by the guest, and `stop` tells it not to begin, or not to go on.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BOOT", "CLEAR", "FENCE", "JOB", "REMOVE", "SWEEP", "TASK", "UNPACK", "WAKE"]
+
+BOOT = r"""
+# Once, before a machine is frozen. Fails with a reason if the guest lacks what every task needs.
+PATH=$PATH:/sbin:/usr/sbin:/bin:/usr/bin
+for cv_tool in mount unshare nsenter setsid tar; do
+  command -v "$cv_tool" > /dev/null || { echo "the guest has no $cv_tool" >&2; exit 1; }
+done
+mkdir -p /run/conveyor /var/lib/conveyor/tasks
+if ! [ -d /run/conveyor/ns ]; then
+  mount -t tmpfs -o mode=711 conveyor /run/conveyor || exit 1
+  mount --make-private /run/conveyor
+  mkdir -p /run/conveyor/ns /run/conveyor/execs /run/conveyor/share
+  chmod 711 /run/conveyor/execs
+fi
+[ -e /sys/fs/cgroup/cgroup.controllers ] || { echo "the guest's kernel has no cgroup v2" >&2; exit 1; }
+echo "+memory +pids +cpu" > /sys/fs/cgroup/cgroup.subtree_control
+mkdir -p /sys/fs/cgroup/conveyor
+echo "+memory +pids +cpu" > /sys/fs/cgroup/conveyor/cgroup.subtree_control
+for cv_module in 9pnet_virtio 9p; do modprobe "$cv_module" 2> /dev/null; done
+grep -q 9p /proc/filesystems || { echo "the guest's kernel has no 9p to share files by" >&2; exit 1; }
+"""
+
+WAKE = r"""
+# Mounts what the host shares with the machine, if that is not done. It goes before TASK, in one script: the first
+# program that a machine starts costs much, without an accelerator.
+PATH=$PATH:/sbin:/usr/sbin:/bin:/usr/bin
+if ! [ -e /run/conveyor/share/jobs ]; then
+  for cv_file in /sys/bus/virtio/drivers/9pnet_virtio/virtio*/mount_tag; do
+    cv_tag=$(tr -d '\000' < "$cv_file") cv_place=/run/conveyor/host/$cv_tag
+    if [ "$cv_tag" = share ]; then cv_place=/run/conveyor/share; else mkdir -p "$cv_place"; fi
+    mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=mmap "$cv_tag" "$cv_place" || exit 1
+  done
+fi
+"""
+
+TASK = r"""
+# After WAKE. $1 task, $2 workdir, $3 user, $4 memory.max, $5 cpu.max, $6 pids.max, then for every mount: what (a
+# directory, or tmpfs), its path inside, options.
+cv_home=/var/lib/conveyor/tasks/$1 cv_group=/sys/fs/cgroup/conveyor/$1 cv_ns=/run/conveyor/ns/$1
+mkdir -p "$cv_home/workspace" "$cv_group" || exit 1
+[ -d "/run/conveyor/execs/$1" ] || mkdir -m 1777 "/run/conveyor/execs/$1" || exit 1
+case ${3%%:*} in ''|0|root) ;; *) chown "$3" "$cv_home/workspace" || exit 1;; esac
+echo "+memory +pids +cpu" > "$cv_group/cgroup.subtree_control" || exit 1
+echo "$4" > "$cv_group/memory.max" && echo "$5" > "$cv_group/cpu.max" && echo "$6" > "$cv_group/pids.max" || exit 1
+[ ! -e "$cv_ns" ] || umount "$cv_ns" 2> /dev/null
+: > "$cv_ns" || exit 1
+cv_workdir=$2
+shift 6
+exec unshare "--mount=$cv_ns" sh -e -c '
+  mkdir -p "$2"
+  mount --bind "$1" "$2"
+  shift 2
+  while [ $# -gt 0 ]; do
+    mkdir -p "$2"
+    case $1 in
+      tmpfs) mount -t tmpfs -o "$3" tmpfs "$2";;
+      *) mount --bind "$1" "$2"; [ -z "$3" ] || mount -o "remount,bind,$3" "$2";;
+    esac
+    shift 3
+  done
+' sh "$cv_home/workspace" "$cv_workdir" "$@"
+"""
+
+JOB = r"""
+# $1 task, $2 job, $3 user, $4 whether there is something to read, $5 seconds (0 = no limit), $6 tenths of a second
+# from SIGTERM to SIGKILL then, $7 whether what it leaves running ends with it, then argv. It watches over the command
+# from outside of its cgroup, so `exit` is written whatever becomes of that. Few programs are started: without an
+# accelerator each one takes ten milliseconds.
+exec 2> /dev/null > /dev/null < /dev/null
+cv_path=$PATH PATH=/usr/sbin:/usr/bin:/sbin:/bin
+cv_task=$1 cv_dir=/run/conveyor/share/jobs/$2 cv_group=/sys/fs/cgroup/conveyor/$1/$2
+cv_user=$3 cv_stdin=$4 cv_limit=$5 cv_grace=$6 cv_whole=$7
+shift 7
+cv_ends() { echo "$*" > "$cv_dir/exit"; exit 0; }
+cv_program() { for cv_place in /usr/bin /bin /usr/sbin /sbin; do [ -x "$cv_place/$1" ] && break; done; }
+cv_program nsenter; cv_nsenter=$cv_place/nsenter
+cv_program setsid; cv_setsid=$cv_place/setsid
+mkdir "$cv_group" || cv_ends "failed the task $cv_task is not there"
+cv_login=${cv_user%%:*} cv_uid= cv_gid= cv_home=/ cv_groups=--clear-groups
+case $cv_user in
+  ''|root|0) cv_uid=0 cv_gid=0 cv_home=/root;;
+  *)
+    while IFS=: read -r cv_name cv_x cv_u cv_g cv_x cv_h cv_x; do
+      if [ "$cv_name" = "$cv_login" ] || [ "$cv_u" = "$cv_login" ]; then
+        cv_uid=$cv_u cv_gid=$cv_g cv_home=$cv_h cv_groups=--init-groups; break
+      fi
+    done < /etc/passwd
+    if [ -z "$cv_uid" ]; then
+      case $cv_login in *[!0-9]*) cv_ends "failed the guest has no user $cv_login";; esac
+      cv_uid=$cv_login cv_gid=0
+    fi
+    case $cv_user in *:*) cv_gid=${cv_user#*:} cv_groups=--clear-groups;; esac;;
+esac
+[ -n "$HOME" ] || export HOME="$cv_home"
+[ "$cv_uid:$cv_gid" = 0:0 ] || set -- /usr/bin/setpriv "--reuid=$cv_uid" "--regid=$cv_gid" "$cv_groups" "$@"
+if [ "$cv_limit" != 0 ]; then
+  setsid sh -c '
+    sleep "$2"
+    : > "$3/timeout"
+    kill -15 $(cat "$1/cgroup.procs")
+    while [ -n "$(cat "$1/cgroup.procs")" ]; do
+      [ "$4" -gt 0 ] || kill -9 $(cat "$1/cgroup.procs")
+      set -- "$1" "$2" "$3" $(($4 - 1)); sleep 0.1
+    done
+  ' sh "$cv_group" "$cv_limit" "$cv_dir" "$cv_grace" &
+  cv_watch=$!
+fi
+(
+  echo 0 > "$cv_group/cgroup.procs" || exit 125
+  echo 0 > /proc/self/oom_score_adj
+  [ ! -e "$cv_dir/stop" ] || exit 125
+  [ -z "$cv_stdin" ] || exec < "$cv_dir/stdin"
+  exec > "$cv_dir/stdout" 2> "$cv_dir/stderr"
+  PATH=$cv_path
+  exec "$cv_nsenter" "--mount=/run/conveyor/ns/$cv_task" "$cv_setsid" "$@"
+)
+cv_code=$? cv_oom=0
+if [ "$cv_code" = 137 ]; then
+  while read -r cv_key cv_value; do
+    [ "$cv_key" = oom_kill ] && cv_oom=$cv_value
+  done < "$cv_group/memory.events"
+fi
+if [ -n "$cv_watch" ]; then
+  if [ -e "$cv_dir/timeout" ]; then wait "$cv_watch"; else kill -9 "-$cv_watch"; fi
+fi
+while [ -n "$cv_whole" ] && read -r cv_pid < "$cv_group/cgroup.procs"; do
+  echo 1 > "$cv_group/cgroup.kill" || kill -9 "$cv_pid"
+done
+echo "ended $cv_code $cv_oom" > "$cv_dir/exit"
+rmdir "$cv_group"
+"""
+
+SWEEP = r"""
+# $1 signal (0 = none), then names of jobs or tasks: signals every process in them, and prints it with the name.
+cv_signal=$1; shift
+for cv_name; do
+  for cv_file in "/sys/fs/cgroup/conveyor/$cv_name/cgroup.procs" "/sys/fs/cgroup/conveyor/$cv_name"/*/cgroup.procs; do
+    [ -r "$cv_file" ] || continue
+    while read -r cv_pid; do
+      [ "$cv_signal" = 0 ] || kill "-$cv_signal" "$cv_pid" 2> /dev/null
+      echo "$cv_name $cv_pid"
+    done < "$cv_file"
+    [ "$cv_signal" != 9 ] || echo 1 2> /dev/null > "${cv_file%procs}kill"
+  done
+done
+exit 0
+"""
+
+FENCE = r"""
+# $1 task, $2 fence: puts it up and prints the names of all records.
+: > "/run/conveyor/execs/$1/$2" || exit 1
+cd "/run/conveyor/execs/$1" || exit 1
+for cv_file in *; do echo "$cv_file"; done
+"""
+
+REMOVE = r"""
+# $1 task: what is left of one whose processes have ended.
+umount "/run/conveyor/ns/$1" 2> /dev/null
+rm -rf "/run/conveyor/ns/$1" "/run/conveyor/execs/$1" "/var/lib/conveyor/tasks/$1"
+rmdir "/sys/fs/cgroup/conveyor/$1"/*/ "/sys/fs/cgroup/conveyor/$1" 2> /dev/null
+exit 0
+"""
+
+CLEAR = r"""
+# $1 workspace, $2 directory in it, which is made, or emptied. Refuses one that a link leads out of the workspace.
+cd "$1" || exit 1
+if [ -L "./$2" ] || [ ! -d "./$2" ]; then rm -f "./$2"; fi
+cv_root=$(pwd -P) && mkdir -p "./$2" && cd "./$2" && cv_here=$(pwd -P) || exit 1
+case $cv_here/ in "$cv_root"/*) ;; *) echo "$2 leads out of the workspace" >&2; exit 1;; esac
+for cv_entry in * .[!.]* ..?*; do
+  if [ -e "$cv_entry" ] || [ -L "$cv_entry" ]; then rm -rf "./$cv_entry" || exit 1; fi
+done
+"""
+
+UNPACK = r"""
+# $1 archive, $2 directory, $3 user: unpacks it there.
+cd "$2" && tar -x -f "$1" || exit 1
+case ${3%%:*} in ''|0|root) ;; *) chown -R "$3" .;; esac
+"""
