@@ -58,7 +58,7 @@ async def test_run_again_is_the_same_container(place: Place) -> None:
 
 
 async def test_twenty_runs_at_once_start_it_once(place: Place) -> None:
-    task = place.sh("echo x >> shared/ran; sleep 0.3", mounts=SHARED)
+    task = place.sh("cat >> shared/ran; sleep 0.3", stdin=b"x\n", mounts=SHARED)
     await place.start(place.sh("true", id="first", mounts=SHARED))
     backends = [await place.open() for _ in range(4)]
     found = await asyncio.gather(*(backends[i % 4].run(place.ns(), task, place.owner()) for i in range(20)))
