@@ -85,7 +85,7 @@ class Delivery:
         """Never deliver it again, for `reason`."""
         self._settle(b"+TERM " + " ".join(reason.split()).encode(), late=True)
 
-    async def in_progress(self) -> None:
+    def in_progress(self) -> None:
         """Still at it: start the acknowledgement time anew. Lost while disconnected."""
         if not self._settled:
             self._puller._answer(self._msg.reply, b"+WPI", late=False)

@@ -35,6 +35,7 @@ __all__ = [
     "last_by_subject",
     "list_consumers",
     "next_by_subject",
+    "put_back",
     "stream_info",
     "stream_of",
 ]
@@ -168,6 +169,12 @@ async def ensure_streams(bus: Bus, *, replicas: int | None = None) -> None:
         await _patch(bus, name, info["config"], config)
 
 
+async def put_back(bus: Bus, stream: str) -> list[str]:
+    """Make a stream of ours what we declare; the names of the fields that differed. A missing one is left missing."""
+    info = await stream_info(bus, stream)
+    return await _patch(bus, stream, info["config"], STREAMS[stream]) if info is not None else []
+
+
 async def allow_atomic(bus: Bus, stream: str) -> bool:
     """Give a stream of ours its group commit back; False when the stream or the bus is not ours."""
     if stream not in STREAMS or not await is_ours(bus):
@@ -179,9 +186,10 @@ async def allow_atomic(bus: Bus, stream: str) -> bool:
     return True
 
 
-async def _patch(bus: Bus, name: str, current: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if not _differs(current, wanted):
-        return
+async def _patch(bus: Bus, name: str, current: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Set right what differs; the names of those fields."""
+    if not (different := _differs(current, wanted)):
+        return []
     # What others have added stays as it is.
     config = {**current, **wanted}
     limits = {**current.get("consumer_limits", {}), **wanted.get("consumer_limits", {})}
@@ -195,6 +203,7 @@ async def _patch(bus: Bus, name: str, current: Mapping[str, Any], wanted: Mappin
         raise BusError(
             f"the server did not take {', '.join(left)} of stream {name}; nats-server 2.12.1 or newer is needed"
         )
+    return different
 
 
 def _differs(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

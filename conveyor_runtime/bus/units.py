@@ -35,10 +35,14 @@ class Unit:
         self.future = future
         self.deadline = deadline
         self.lines = [wire.header_lines(message) for message in messages]
-        self.size = sum(len(message.data) for message in messages)
         self.single = len(messages) == 1
-        self.expects = any(message.expect is not None for message in messages)
-        self.retriable = all(message.msg_id is not None for message in messages)
+        if self.single:
+            only = messages[0]
+            self.size, self.expects, self.retriable = len(only.data), only.expect is not None, only.msg_id is not None
+        else:
+            self.size = sum(len(message.data) for message in messages)
+            self.expects = any(message.expect is not None for message in messages)
+            self.retriable = all(message.msg_id is not None for message in messages)
         self.alone = False
         """Refused in company: to be committed again by itself."""
         self.unknown = False

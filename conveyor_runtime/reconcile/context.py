@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from conveyor_runtime.config import DriverSettings
@@ -34,8 +35,12 @@ class RunContext:
     deadline: float | None = None
     client: Client | None = None
     orchestra_: Orchestra | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
     lease_held: Callable[[], bool] = lambda: True
+
+    @cached_property
+    def cancelled(self) -> threading.Event:
+        """Set when this attempt must end."""
+        return threading.Event()
 
     @property
     def orchestra(self) -> Orchestra:

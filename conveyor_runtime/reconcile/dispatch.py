@@ -21,7 +21,7 @@ from conveyor_runtime.reconcile import outcome
 from conveyor_runtime.reconcile.claims import BUSY_RETRY, Claims
 from conveyor_runtime.reconcile.context import RunContext
 from conveyor_runtime.reconcile.driver import Driver
-from conveyor_runtime.reconcile.heartbeat import heartbeat
+from conveyor_runtime.reconcile.heartbeat import Heartbeats
 from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError, Threads
 from conveyor_runtime.reconcile.lease import Lease
 from conveyor_runtime.reconcile.logger import DriverLogger
@@ -83,6 +83,8 @@ class Dispatch:
         self.deps = deps
         self.claims = Claims(deps.state, deps.lease)
         self.jobs: dict[tuple[str, str, int, int], Job] = {}
+        self._heartbeats = Heartbeats()
+        self._seconds = metrics.RECONCILE_SECONDS.labels(driver=deps.driver.name)
 
     async def handle(self, delivery: Delivery) -> None:
         """See one delivery through."""
@@ -93,7 +95,7 @@ class Dispatch:
             return
         # Plain work bears no attempt; the message itself names it.
         key = (work.run_id, work.step, 0, delivery.stream_seq) if work.plain else work.numbers
-        async with heartbeat(delivery):
+        with self._heartbeats.of(delivery):
             if key in self.jobs:
                 # Redelivered while it is in hand: whoever has it will ack it.
                 await delivery.nak(BUSY_RETRY)
@@ -160,7 +162,7 @@ class Dispatch:
     async def _reconcile(self, job: Job, logger: DriverLogger, node: str) -> Outcome | None:
         """The outcome of user code; None if this worker must leave the attempt to another."""
         work, deps = job.work, self.deps
-        if not deps.driver.record().takes(work.resource.type, work.message.event):
+        if not deps.driver.takes(work.resource.type, work.message.event):
             return Outcome(Status.SKIPPED, f"{deps.driver.name} does not ask for {work.message.event}")
         try:
             payload = payload_of(work, deps.driver, deps.settings.defaults)
@@ -173,7 +175,7 @@ class Dispatch:
         result = await job.invocation.run()
         job.stop_why = job.stop_why or job.invocation.stopping
         taken = time.monotonic() - started
-        metrics.RECONCILE_SECONDS.labels(driver=deps.driver.name).observe(taken)
+        self._seconds.observe(taken)
         status = result.status.value if result else "given up"
         metrics.RECONCILES.labels(driver=deps.driver.name, outcome=status).inc()
         return result

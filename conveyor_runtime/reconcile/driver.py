@@ -108,6 +108,11 @@ class Driver:
             f"driver {self.name}: payload must be annotated str, Resource or Resource[YourSpec], not {hint}"
         )
 
+    @cached_property
+    def takes(self) -> Callable[[str, str], bool]:
+        """Whether it asked for an event of resources of a type."""
+        return self.record().takes
+
     def record(self, nodes: tuple[str, ...] = ()) -> DriverRecord:
         """What is registered in the state for everybody to see."""
         return DriverRecord(

@@ -1,35 +1,42 @@
-"""Keeps a delivery from being handed to another worker while this one is at it."""
+"""Keeps deliveries from being handed to another worker while this one is at them."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from conveyor_runtime.bus import Delivery
-from conveyor_runtime.errors import InfrastructureError
-
-log = logging.getLogger(__name__)
 
 #: Seconds between two signs to the server that a delivery is still worked on; a third of the consumer's ack_wait.
 HEARTBEAT = 10.0
 
 
-@asynccontextmanager
-async def heartbeat(delivery: Delivery) -> AsyncIterator[None]:
-    """Tell the server that the delivery is being worked on, for as long as it is."""
+class Heartbeats:
+    """Tells the server of every delivery in hand that it is still worked on. One timer for all: most are done before
+    it fires, and a task for each would cost more than all the rest of its handling."""
 
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT)
-            try:
-                await delivery.in_progress()
-            except InfrastructureError as error:
-                log.debug("no heartbeat for %s: %s", delivery.subject, error)
+    def __init__(self) -> None:
+        self._in_hand: set[Delivery] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
-    task = asyncio.create_task(beat(), name="heartbeat")
-    try:
-        yield
-    finally:
-        task.cancel()
+    @contextmanager
+    def of(self, delivery: Delivery) -> Iterator[None]:
+        """For as long as the delivery is worked on."""
+        self._in_hand.add(delivery)
+        if self._timer is None:
+            self._plan()
+        try:
+            yield
+        finally:
+            self._in_hand.discard(delivery)
+
+    def _plan(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(HEARTBEAT, self._beat)
+
+    def _beat(self) -> None:
+        self._timer = None
+        for delivery in self._in_hand:
+            delivery.in_progress()
+        if self._in_hand:
+            self._plan()

@@ -78,43 +78,55 @@ class Invocation:
     executor: Threads
 
     def __post_init__(self) -> None:
-        self._stopped: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
+        self.stopping: Stop | None = None
+        """Why it was asked to end, if it was."""
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def stop(self, why: Stop) -> None:
         """Have it end within the grace."""
-        if not self._stopped.done():
-            self._stopped.set_result(why)
+        if self.stopping is None:
+            self.stopping = why
+            self._wake()
 
-    @property
-    def stopping(self) -> Stop | None:
-        """Why it was asked to end, if it was."""
-        return self._stopped.result() if self._stopped.done() else None
+    def _wake(self, _: object = None) -> None:
+        if not self._news.done():
+            self._news.set_result(None)
 
     async def run(self) -> Outcome | None:
         """The outcome; None if it was stopped for a reason that is not the task's, so that another worker goes on.
 
         Raises StuckError if it cannot be stopped.
         """
-        call = asyncio.ensure_future(self._call())
+        call = asyncio.create_task(self._call())
+        # One future for its end, a stop and the timeout: `asyncio.wait` would cost more than a short call itself.
+        call.add_done_callback(self._wake)
+        timer = self._start_timer()
         try:
-            left = None if self.context.deadline is None else max(self.context.deadline - time.monotonic(), 0.0)
-            waits: set[asyncio.Future[Any]] = {call, self._stopped}
-            await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await self._news
             if call.done():
                 return self._of(call)
-            self.stop(Stop.TIMEOUT)
+            assert self.stopping is not None
             self._tell()
             if self.driver.is_async:
                 call.cancel()
             # The grace is the containers' to die in; user code gets a little more to see it and return.
             await asyncio.wait({call}, timeout=self.grace + 2.0)
             if not call.done():
-                raise StuckError(self._stopped.result())
-            return self._of_stopped(call, self._stopped.result())
+                raise StuckError(self.stopping)
+            return self._of_stopped(call, self.stopping)
         except asyncio.CancelledError:
             self._tell()
             call.cancel()
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _start_timer(self) -> asyncio.TimerHandle | None:
+        if self.context.deadline is None:
+            return None
+        left = max(self.context.deadline - time.monotonic(), 0.0)
+        return asyncio.get_running_loop().call_later(left, self.stop, Stop.TIMEOUT)
 
     def _tell(self) -> None:
         """Have sync code see that it must end, also code that waits for room in the log."""

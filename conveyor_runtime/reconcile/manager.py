@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from conveyor_runtime.bus import Bus, Committer, Delivery, Puller, Slots, subjects
+from conveyor_runtime.bus.guard import guard_streams
 from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.errors import BusUnavailable, InfrastructureError
@@ -122,6 +123,8 @@ class DriverManager:
             self._watch_jobs(),
             self._watch_bus(),
         ]
+        if not self._deps.plain:
+            side.append(guard_streams(self._deps.bus))
         if self._orchestra is not None and not self._deps.plain:
             side.append(Janitor(self._deps.state, self._orchestra, self._deps.installation).run())
         tasks = {asyncio.create_task(work) for work in [*side, *(self._pull(puller) for puller in pullers)]}

@@ -11,7 +11,7 @@ import orjson
 from conveyor_runtime.bus import Bus, Committer, Message, PayloadTooLarge, subjects
 from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.models import Status, StepResult
-from conveyor_runtime.models.message import H_ATTEMPT, H_RESULT, H_RUN, H_STEP, H_TAKEOVER
+from conveyor_runtime.models.message import H_ATTEMPT, H_RESULT, H_RUN, H_STEP, H_TAKEOVER, encode_driver_result
 from conveyor_runtime.reconcile.work import Work
 
 log = logging.getLogger(__name__)
@@ -19,16 +19,11 @@ log = logging.getLogger(__name__)
 
 def encode_result(work: Work, result: StepResult) -> bytes:
     """The PipelineEvent on the wire. The resource goes back as it came, byte for byte."""
-    said = {
-        "success": result.status is Status.SUCCEEDED,
-        "message": result.message,
-        "data": result.data,
-        "driver": result.driver,
-    }
+    said = encode_driver_result(result.driver, result.status, result.message, result.data)
     head = orjson.dumps({"event": "driver.result", "run_id": result.run_id})[:-1]
     own = b"" if work.plain else b',"cv":' + result.encode()
     payload = work.message.payload.encode()
-    return head + b',"resource":' + payload + b',"driverresult":' + orjson.dumps(said) + own + b"}"
+    return head + b',"resource":' + payload + b',"driverresult":' + said + own + b"}"
 
 
 async def publish_result(bus: Bus, committer: Committer, work: Work, result: StepResult) -> None:

@@ -16,6 +16,9 @@ from conveyor_runtime.models.message import H_ATTEMPT, H_RUN, H_STEP, H_TAKEOVER
 from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.outcome import Outcome
 
+#: Asking for it by its parameter costs as much as decoding it.
+_AnyResource = Resource[Any]
+
 
 class UndecodableError(ValueError):
     """The message is none that a driver can be handed; the text says why."""
@@ -80,7 +83,7 @@ def decode(delivery: Delivery) -> Work:
     try:
         message = DriverMessage.model_validate_json(delivery.data)
         # Strictly, because the payload goes back as it came: it must be JSON for everybody.
-        resource = Resource[Any].model_validate(orjson.loads(message.payload))
+        resource = _AnyResource.model_validate(orjson.loads(message.payload))
         attempt, takeover = int(headers.get(H_ATTEMPT, "0")), int(headers.get(H_TAKEOVER, "0"))
         timeout = parse_duration(headers[H_TIMEOUT]) if H_TIMEOUT in headers else None
     except (ValidationError, ValueError) as error:

@@ -68,7 +68,7 @@ async def test_a_delivery_tells_all_about_its_message(bus: Bus) -> None:
     assert delivery.headers["Cv-Step"] == "s1"
     assert (delivery.stream_seq, delivery.num_delivered) == (receipt.seq, 1)
     assert delivery.time.utcoffset() is not None
-    await delivery.in_progress()
+    delivery.in_progress()
     await delivery.ack()
     await delivery.nak()
     await pulling.stop()

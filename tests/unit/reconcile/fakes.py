@@ -55,7 +55,7 @@ class FakeCommitter:
         return [line["message"] for line in self.lines]
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeDelivery:
     data: bytes
     headers: dict[str, str] = field(default_factory=dict)

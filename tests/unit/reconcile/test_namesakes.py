@@ -48,7 +48,7 @@ async def test_what_plainly_is_none_costs_no_time(fields: dict[str, Any]) -> Non
     assert now() == began
 
 
-@pytest.mark.parametrize(("pid", "lives"), [(os.getpid(), True), (2**22 + 1, False)])
+@pytest.mark.parametrize(("pid", "lives"), [(os.getpid(), True), (2**22 + 1, False)], ids=["alive", "gone"])
 async def test_a_process_of_this_machine_is_looked_at(pid: int, lives: bool) -> None:
     place, began = Place(), now()
     await place.lease(skew=-3600, **{**asdict(ProcessIdentity.own()), "pid": pid})

@@ -1,0 +1,124 @@
+"""What a foreign engine does to the configuration of our streams is undone within 5 s, and said once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from conveyor_runtime.bus import Bus, EmbeddedServer
+from conveyor_runtime.bus.guard import guard_streams
+from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STREAMS, stream_info
+from conveyor_runtime.config import DriverSettings
+from conveyor_runtime.daemon.worker import connected_manager
+from tests.conftest import StartServer
+from tests.integration.engine.test_runs import recorder
+from tests.support.cluster import cluster_on
+from tests.support.go_engine import stream_config
+
+
+@pytest.fixture
+async def guarded(bus: Bus) -> AsyncIterator[Bus]:
+    tasks = [asyncio.create_task(guard_streams(bus)) for _ in range(3)]
+    yield bus
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def config_of(bus: Bus, name: str) -> dict[str, Any]:
+    info = await stream_info(bus, name)
+    assert info is not None
+    config: dict[str, Any] = info["config"]
+    return config
+
+
+def is_ours(config: dict[str, Any]) -> bool:
+    return bool(
+        config.get("allow_atomic")
+        and config["discard"] == "new"
+        and config.get("consumer_limits") == STREAMS[MESSAGES]["consumer_limits"]
+        and set(config["subjects"]) == set(STREAMS[MESSAGES]["subjects"])
+    )
+
+
+async def put_back(bus: Bus, name: str = MESSAGES) -> None:
+    async with asyncio.timeout(5):
+        while not is_ours(await config_of(bus, name)):
+            await asyncio.sleep(0.05)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "somebody changed" in record.getMessage()]
+
+
+async def foreign_reset(bus: Bus) -> None:
+    """What a Go engine's start does: create, refused; then update with a configuration that lacks what is ours."""
+    await bus.api(f"STREAM.UPDATE.{MESSAGES}", stream_config(MESSAGES))
+    assert not is_ours(await config_of(bus, MESSAGES))
+
+
+async def test_what_a_go_engine_resets_is_put_back_and_said_once(
+    guarded: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    await foreign_reset(guarded)
+    await put_back(guarded)
+    await asyncio.sleep(1.2)  # the others' turn to look
+    [line] = said(caplog)
+    assert "allow_atomic" in line and "consumer_limits" in line and "stream messages" in line
+
+
+async def test_lost_subjects_come_back(guarded: Bus) -> None:
+    config = await config_of(guarded, MESSAGES)
+    await guarded.api(f"STREAM.UPDATE.{MESSAGES}", {**config, "subjects": ["resources.>"]})
+    await put_back(guarded)
+
+
+async def test_what_others_added_stays(guarded: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    config = await config_of(guarded, RESULTS)
+    await guarded.api(f"STREAM.UPDATE.{RESULTS}", {**config, "description": "theirs"})
+    await asyncio.sleep(1.2)
+    assert (await config_of(guarded, RESULTS))["description"] == "theirs" and not said(caplog)
+
+
+async def test_what_happened_while_we_were_away_is_found(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Advisories are not stored."""
+    server: EmbeddedServer = await start_server()
+    async with cluster_on(server.url) as cluster:
+        watched = cluster.bus
+        other = await Bus.connect(server.url, name="foreign")
+        gone, back = asyncio.Event(), asyncio.Event()
+        watched.add_connection_listener(lambda up: (back if up else gone).set())
+        monkeypatch.setattr(watched._backoff, "next", lambda: 1.0)
+        assert watched._nc._transport is not None
+        watched._nc._transport._io_writer.close()  # type: ignore[attr-defined]
+        await asyncio.wait_for(gone.wait(), 10)
+        await foreign_reset(other)
+        assert not back.is_set()
+        await asyncio.wait_for(back.wait(), 10)
+        await put_back(other)
+        await other.close()
+
+
+async def test_the_control_plane_and_drivers_watch(start_server: StartServer, caplog: pytest.LogCaptureFixture) -> None:
+    server = await start_server()
+    async with cluster_on(server.url) as cluster:
+        await foreign_reset(cluster.bus)
+        await put_back(cluster.bus)
+        await cluster.add(recorder("a", []))
+    url = server.url
+    bus = await Bus.connect(url, name="driver")
+    async with connected_manager(recorder("a", []), url, DriverSettings()) as manager:
+        task = asyncio.create_task(manager.run())
+        await manager.ready.wait()
+        await foreign_reset(bus)
+        await put_back(bus)
+        manager.drain()
+        await task
+    await bus.close()
