@@ -17,35 +17,9 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from conveyor_runtime.bus.streams import RESULTS
-from tests.benchmarks import noop, peers, report
-from tests.benchmarks.harness import PYTHON, Speed, process, server, work_off
-
-DEFAULT = "2m"
-"""The server's own sync interval."""
-
-DRIVER = [*PYTHON, "conveyor_runtime", "driver", "run", "tests.benchmarks.noop:driver"]
-DRIVER += ["--concurrency", "512", "--log-level", "warning", "--backend", "native"]
-
-
-async def ours(events: int, sync: str, *, claims: bool) -> Speed:
-    """A driver process of ours."""
-    async with server(sync) as on:
-        backlog = noop.Backlog(on.bus)
-        await backlog.prepare()
-        await (backlog.runs(events) if claims else backlog.plain(events))
-        await backlog.close()
-        async with process(DRIVER, {"CONVEYOR_NATS_URL": on.url}) as pid:
-            return await work_off(on, RESULTS, events, [pid])
-
-
-async def theirs(events: int, sync: str, peer: peers.Peer) -> Speed:
-    """A process of a peer."""
-    async with server(sync) as on:
-        await peers.fill(on.bus, events, peer)
-        async with process(peer.argv, peers.env(on.url)) as pid:
-            return await work_off(on, peers.RESULTS, events, [pid])
-
+from tests.benchmarks import peers, report
+from tests.benchmarks.harness import Speed
+from tests.benchmarks.throughput import DEFAULT, ours, theirs
 
 GOALS = (
     ("runs", "FastStream", 3.5),

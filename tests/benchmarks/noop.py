@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import orjson
@@ -25,16 +26,16 @@ _CHUNK = 500
 
 
 async def nothing(payload: str, event: str, run_id: str, logger: Any) -> DriverResult:
-    """Succeed."""
-    return DriverResult(success=True, message="done")
+    """Succeed, and say when it was that the event arrived here."""
+    return DriverResult(success=True, message="done", data={"at": time.monotonic()})
 
 
 driver = Driver(NAME, (TYPE,), nothing, direct=False)
 
 
-def message(number: int, size: int = SIZE) -> bytes:
+def message(number: int, size: int = SIZE, run_id: str = "") -> bytes:
     """A driver message on the wire, of `size` bytes."""
-    run_id = str(uuid_utils.uuid7())
+    run_id = run_id or str(uuid_utils.uuid7())
     resource = {"id": run_id, "name": f"r{number}", "resource": TYPE, "metadata": {"version": "1"}, "spec": {"pad": ""}}
     body = {"event": "create", "payload": orjson.dumps(resource).decode(), "id": f"{number:024d}", "run_id": run_id}
     resource["spec"] = {"pad": "x" * (size - len(orjson.dumps(body)))}

@@ -7,6 +7,7 @@ Msg-Id, and the streams keep what was acknowledged, as is their default: both ar
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,17 +62,22 @@ def env(url: str) -> Mapping[str, str]:
 def answer(data: bytes) -> bytes:
     """The result of a driver message, as Conveyor writes it."""
     message: dict[str, Any] = orjson.loads(data)
-    result = {"success": True, "message": "done", "data": None, "driver": "bench"}
+    result = {"success": True, "message": "done", "data": {"at": time.monotonic()}, "driver": "bench"}
     body = {"event": "driver.result", "run_id": message["run_id"], "resource": orjson.loads(message["payload"])}
     return orjson.dumps({**body, "driverresult": result})
 
 
-async def fill(bus: Bus, count: int, peer: Peer) -> None:
-    """The streams, the consumer, and `count` messages waiting."""
+async def prepare(bus: Bus) -> None:
+    """The streams and the consumer."""
     for stream, subject in ((WORK, SUBJECT), (RESULTS, RESULT_SUBJECT)):
         await bus.api(f"STREAM.CREATE.{stream}", {"name": stream, "subjects": [subject], "allow_atomic": True})
     config = {"durable_name": DURABLE, "ack_policy": "explicit", "max_ack_pending": 4 * IN_FLIGHT}
     await bus.api(f"CONSUMER.DURABLE.CREATE.{WORK}.{DURABLE}", {"stream_name": WORK, "config": config})
+
+
+async def fill(bus: Bus, count: int, peer: Peer) -> None:
+    """The streams, the consumer, and `count` messages waiting."""
+    await prepare(bus)
     committer = Committer(bus, WORK)
     for start in range(0, count, 500):
         numbers = range(start, min(start + 500, count))

@@ -1,0 +1,35 @@
+"""How fast a backlog is worked off, by processes of ours and of peers."""
+
+from __future__ import annotations
+
+import contextlib
+
+from conveyor_runtime.bus.streams import RESULTS
+from tests.benchmarks import noop, peers
+from tests.benchmarks.harness import PYTHON, Speed, process, server, work_off
+
+DEFAULT = "2m"
+"""The server's own sync interval."""
+
+DRIVER = [*PYTHON, "conveyor_runtime", "driver", "run", "tests.benchmarks.noop:driver"]
+DRIVER += ["--concurrency", "512", "--log-level", "warning", "--backend", "native"]
+
+
+async def ours(events: int, sync: str, *, claims: bool, processes: int = 1) -> Speed:
+    """Driver processes of ours."""
+    async with server(sync) as on, contextlib.AsyncExitStack() as running:
+        backlog = noop.Backlog(on.bus)
+        await backlog.prepare()
+        await (backlog.runs(events) if claims else backlog.plain(events))
+        await backlog.close()
+        env = {"CONVEYOR_NATS_URL": on.url}
+        pids = [await running.enter_async_context(process(DRIVER, env)) for _ in range(processes)]
+        return await work_off(on, RESULTS, events, pids)
+
+
+async def theirs(events: int, sync: str, peer: peers.Peer) -> Speed:
+    """A process of a peer."""
+    async with server(sync) as on:
+        await peers.fill(on.bus, events, peer)
+        async with process(peer.argv, peers.env(on.url)) as pid:
+            return await work_off(on, peers.RESULTS, events, [pid])
