@@ -68,6 +68,10 @@ async def fold(transitions: Transitions, bus: Bus, run: RunRecord, deliveries: S
     Raises only what may pass: BusUnavailable, RevisionConflict, or that a dead letter cannot be kept now.
     """
     read = [(delivery, await _read(delivery, run, transitions, bus)) for delivery in deliveries]
+    if any(result is not None and not steps.awaits(run, result) for _, result in read):
+        # Another engine may have opened its step a moment ago, so only the store can say that it is of no use.
+        newest = await transitions.state.newest_run(run.run_id)
+        run = newest.record if newest is not None else run
     results = [(delivery, result) for delivery, result in read if result is not None and steps.awaits(run, result)]
     if not results:
         return run

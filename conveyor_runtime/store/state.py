@@ -90,6 +90,13 @@ class State:
         """A run, from the leader."""
         return await self._read(keys.run(run_id), RunRecord)
 
+    async def newest_run(self, run_id: str) -> Versioned[RunRecord] | None:
+        """As `run`; the view knows it from now on."""
+        found = await self.run(run_id)
+        if found is not None:
+            self.view.apply(Change(keys.run(run_id), found.raw, found.revision), found.record)
+        return found
+
     async def run_input(self, run: RunRecord) -> Resource:
         """The resource the run pinned, wherever it lies."""
         if run.resource is not None:

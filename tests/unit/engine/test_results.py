@@ -13,7 +13,7 @@ from conveyor_runtime.engine import results
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.models import DriverRecord, PlannedStep, RunRecord, Status, StepResult, StepState
-from conveyor_runtime.store import Put, keys
+from conveyor_runtime.store import Put, Write, keys
 from tests.unit.engine.world import NOW, Watcher
 
 DRIVERS = {"d": DriverRecord(name="d", types=("thing",)), "f": DriverRecord(name="f", types=("thing",), sdk="foreign")}
@@ -81,6 +81,20 @@ async def test_a_result_that_can_never_be_stored_ends_its_step_and_no_other(watc
     run = await fold(watcher, bus, ours("a", data="poison"), ours("b"))
     assert (run.steps["a"].status, run.steps["b"].status) == (Status.ERROR, Status.SUCCEEDED)
     assert run.steps["a"].message == "its result cannot be stored: too large" == bus.letters[0]
+
+
+async def test_a_result_is_not_dropped_because_this_engine_has_not_heard_yet_that_its_step_was_opened(
+    watcher: Watcher,
+) -> None:
+    """Rule 10: another engine opened the step; only the store says whether a result is of use."""
+    before = RUN.model_copy(update={"steps": {"b": OPEN}})
+    await watcher.put(keys.run("r"), before)
+    await watcher.view._store.commit([Write(keys.run("r"), RUN.encode())])
+    known = watcher.view.run("r")
+    assert known is not None and "a" not in known.record.steps, "this engine's view lags"
+    run = await results.fold(watcher.transitions, cast(Any, Bus()), before, [ours("a")])
+    stored = await watcher.state.run("r")
+    assert stored is not None and stored.record.steps["a"].status is run.steps["a"].status is Status.SUCCEEDED
 
 
 async def test_a_result_the_bus_cannot_take_now_is_kept(watcher: Watcher, monkeypatch: Any) -> None:
