@@ -27,7 +27,7 @@ _AGAIN = 2.0
 
 async def guard_streams(bus: Bus) -> None:
     """Watch for ever."""
-    changed = set(STREAMS)
+    changed, told = set(STREAMS), False
     wake = asyncio.Event()
 
     def on_advisory(subject: str) -> None:
@@ -48,23 +48,25 @@ async def guard_streams(bus: Bus) -> None:
         while True:
             await asyncio.sleep(random.uniform(0, _SPREAD))  # noqa: S311 - spreads load, no secret
             wake.clear()
-            if not await _mend(bus, changed):
+            try:
+                await _mend(bus, changed)
+            except BusError as error:
+                log.log(logging.DEBUG if told else logging.WARNING, "bus: a stream cannot be put back: %s", error)
+                told = True
                 await asyncio.sleep(_AGAIN)
-            elif not changed:
+                continue
+            told = False
+            if not changed:
                 await wake.wait()
     finally:
         stop_listening()
         await unsubscribe()
 
 
-async def _mend(bus: Bus, changed: set[str]) -> bool:
-    """Put back what differs of these streams and forget them; False if one could not be looked at or mended."""
+async def _mend(bus: Bus, changed: set[str]) -> None:
+    """Put back what differs of these streams and forget them. Raises BusError at one that cannot be mended now."""
     for name in sorted(changed):
-        try:
-            fields = await put_back(bus, name)
-        except BusError as error:
-            log.warning("bus: the configuration of stream %s cannot be put back: %s", name, error)
-            return False
+        fields = await put_back(bus, name)
         changed.discard(name)
         if fields:
             log.warning(
@@ -72,4 +74,3 @@ async def _mend(bus: Bus, changed: set[str]) -> bool:
                 ", ".join(fields),
                 name,
             )
-    return True

@@ -14,6 +14,7 @@ import uvicorn
 from conveyor_runtime.api import Services, create_app
 from conveyor_runtime.bus import Bus, Committer, Puller, Slots
 from conveyor_runtime.bus.consumers import ensure_consumer
+from conveyor_runtime.bus.guard import guard_streams
 from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STATE
 from conveyor_runtime.config import ApiSettings
 from conveyor_runtime.engine import Engine, Intake
@@ -86,6 +87,7 @@ async def control_plane(bus: Bus, settings: ApiSettings) -> AsyncIterator[Contro
             "foreign drivers": engine.foreign.run(),
             "sweep": Sweep(engine, bus).run(),
             "view": view.wait_failed(),
+            "streams": guard_streams(bus),
         }
         parts = asyncio.create_task(supervise(work, stop), name="control plane")
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")

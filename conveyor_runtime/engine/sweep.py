@@ -67,7 +67,16 @@ class Sweep:
         bus.add_connection_listener(lambda connected: self._wake.set() if connected else None)
 
     async def run(self) -> None:
-        """Sweep now, then every minute and after each reconnect."""
+        """Sweep now, then every minute, after each reconnect, and when a consumer was made: it may stand in for one
+        that was deleted, whose messages went with it."""
+        made = f"$JS.EVENT.ADVISORY.CONSUMER.CREATED.{MESSAGES}.>"
+        unsubscribe = await self._bus.subscribe_core(made, lambda message: self._wake.set())
+        try:
+            await self._run()
+        finally:
+            await unsubscribe()
+
+    async def _run(self) -> None:
         while True:
             self._wake.clear()
             try:

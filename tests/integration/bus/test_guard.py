@@ -93,6 +93,8 @@ async def test_what_happened_while_we_were_away_is_found(
     async with cluster_on(server.url) as cluster:
         watched = cluster.bus
         other = await Bus.connect(server.url, name="foreign")
+        await foreign_reset(other)
+        await put_back(other)  # so the look at the start is over
         gone, back = asyncio.Event(), asyncio.Event()
         watched.add_connection_listener(lambda up: (back if up else gone).set())
         monkeypatch.setattr(watched._backoff, "next", lambda: 1.0)
