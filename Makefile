@@ -53,6 +53,10 @@ lint: .venv/.ready ## ruff, its formatter, mypy --strict and the import layers; 
 	done; \
 	[ -z "$$failed" ] || { echo "lint: failed:$$failed" >&2; exit 1; }
 
+.PHONY: chaos
+chaos: .venv/.ready ## break real processes every second under load and check I1-I8 (CHAOS_SEED, CHAOS_SECONDS, CHAOS_REPLICAS)
+	@exec $(PY) -m tests.chaos
+
 .PHONY: bench
 bench: .venv/.ready ## run the benchmarks in tests/benchmarks (BENCH=name picks one)
 	@found=; failed=; \
