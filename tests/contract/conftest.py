@@ -13,8 +13,10 @@ import uvloop
 
 from conveyor_runtime.orchestra import Backend
 from conveyor_runtime.orchestra.docker import DockerBackend
+from conveyor_runtime.orchestra.mock import MockBackend, World
 from conveyor_runtime.orchestra.native import NativeBackend
 from conveyor_runtime.testing import Place, unique
+from tests.contract.mock_shell import Shell
 from tests.support.docker import busybox, docker_engine
 
 __all__ = ["busybox", "docker_engine", "unique"]
@@ -35,6 +37,17 @@ async def native_place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 @pytest.fixture
+async def mock_place(tmp_path: Path) -> AsyncIterator[Place]:
+    world = World(Shell(tmp_path))
+
+    async def open_backend() -> Backend:
+        return MockBackend(world)
+
+    async with Place(open_backend) as place:
+        yield place
+
+
+@pytest.fixture
 async def docker_place(busybox: str) -> AsyncIterator[Place]:
     async def open_backend() -> Backend:
         return await DockerBackend.open()
@@ -43,7 +56,7 @@ async def docker_place(busybox: str) -> AsyncIterator[Place]:
         yield place
 
 
-@pytest.fixture(params=["native", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.fixture(params=["mock", "native", pytest.param("docker", marks=pytest.mark.docker)])
 def place(request: pytest.FixtureRequest) -> Place:
     found: Place = request.getfixturevalue(f"{request.param}_place")
     return found
