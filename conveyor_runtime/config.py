@@ -52,7 +52,7 @@ class DriverSettings:
     """How many runs one process works on at once."""
 
     backend: str = "auto"
-    """auto, docker or native; auto = docker if its daemon answers, else native."""
+    """auto, docker, native or qemu; auto = docker if its daemon answers, else native."""
 
     native_root: Path | None = None
     """Where the native backend keeps its sandboxes; None = /var/tmp/conveyor-<uid>. The same for all processes of a

@@ -106,7 +106,7 @@ Backend = Annotated[
     str,
     typer.Option(
         "--backend",
-        metavar="auto|docker|native",
+        metavar="auto|docker|native|qemu",
         envvar="CONVEYOR_BACKEND",
         help="Where containers run; auto = docker if its engine answers, else native (no isolation).",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from conveyor_runtime.orchestra.qemu.images import default_directory
 from conveyor_runtime.testing import Place
 from tests.support.required import missing
 
-__all__ = ["QemuPlace", "guest_image", "qemu_place"]
+__all__ = ["QemuPlace", "guest_image", "qemu_place", "qemu_processes"]
 
 _SLEEPING = r"""
 for file in /proc/[0-9]*/cmdline; do
@@ -54,6 +55,19 @@ class QemuPlace(Place):
             if machine is not None:
                 found += len((await machine[0].guest.run(_SLEEPING, number)).splitlines())
         return found
+
+
+def qemu_processes(root: Path) -> list[str]:
+    """Command lines of the living machines that have their files below `root`."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            line = Path("/proc", name, "cmdline").read_bytes() if name.isdigit() else b""
+        except OSError:
+            continue
+        if line.startswith(b"qemu-system-") and os.fsencode(root) + b"/" in line:
+            found.append(line.replace(b"\0", b" ").decode())
+    return found
 
 
 @pytest.fixture

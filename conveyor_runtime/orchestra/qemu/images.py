@@ -32,7 +32,10 @@ class Image:
 
 
 def default_directory() -> Path:
-    """Where the small guest and the frozen machines are kept: `conveyor/qemu` in the user's cache directory."""
+    """Where the small guest and the frozen machines are kept: CONVEYOR_QEMU_IMAGES, or else `conveyor/qemu` in the
+    user's cache directory."""
+    if chosen := os.environ.get("CONVEYOR_QEMU_IMAGES"):
+        return Path(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "conveyor" / "qemu"
 
@@ -45,7 +48,7 @@ def find_image(reference: str, directory: Path) -> Image:
     if reference in ("", SMALL):
         return _small(directory)
     if not reference.startswith("/"):
-        raise ImageNotFound(f"the qemu backend boots {SMALL!r} or a disk by its absolute path, not {reference!r}")
+        raise ImageNotFound(f"the qemu backend boots {SMALL!r} or a disk by its absolute path, and {reference!r} is neither")
     return _disk(Path(reference))
 
 
