@@ -15,6 +15,7 @@ from conveyor_runtime.daemon.connect import connect
 from conveyor_runtime.daemon.control import control_plane
 from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, up
 from conveyor_runtime.daemon.worker import run_loop
+from conveyor_runtime.kit.notify import Notifier
 from conveyor_runtime.kit.shutdown import on_signals
 from conveyor_runtime.orchestra.registry import BUILT_IN
 from conveyor_runtime.security.redaction import redact_url
@@ -38,6 +39,7 @@ def run_up(settings: UpSettings) -> int:
 async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path | None) -> int:
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(_Signals())
+        await stack.enter_async_context(signals.notifier.alive())
         url = await stack.enter_async_context(bus_url(bus_settings))
         bus = await connect(url, name="conveyor-control", patience=30.0, replicas=bus_settings.replicas)
         stack.push_async_callback(bus.close)
@@ -54,7 +56,7 @@ async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path |
 
 async def _up(settings: UpSettings) -> int:
     with _Signals() as signals:
-        async with up(settings) as running:
+        async with signals.notifier.alive(), up(settings) as running:
             backend = _backend(running)
             if backend == "native" and settings.driver.backend == "auto":
                 log.warning("no Docker engine answers: builds run on this machine without isolation")
@@ -92,6 +94,7 @@ class _Signals:
         self._stop = asyncio.Event()
         self._running: Running | None = None
         self._stack = ExitStack()
+        self.notifier = Notifier()
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
@@ -114,9 +117,11 @@ class _Signals:
         self._stop.set()
 
     async def wait(self, running: Running) -> None:
-        """Until the first signal."""
+        """Until the first signal. The service manager is told that we are ready, then that we stop."""
         self._running = running
+        self.notifier.ready()
         await self._stop.wait()
+        self.notifier.stopping()
 
 
 def _backend(running: Running) -> str:

@@ -19,6 +19,7 @@ from conveyor_runtime.bus.streams import LOGS, RESULTS, STATE
 from conveyor_runtime.client import Client
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.daemon.connect import connect_driver
+from conveyor_runtime.kit.notify import Notifier
 from conveyor_runtime.kit.shutdown import on_signals
 from conveyor_runtime.orchestra import BackendSettings, Orchestra
 from conveyor_runtime.reconcile import Driver, DriverManager
@@ -48,11 +49,23 @@ def run_driver(driver: Driver, nats_url: str, settings: DriverSettings, api_url:
 
 async def work(driver: Driver, nats_url: str, settings: DriverSettings, api_url: str, token: str) -> int:
     """Run the driver until a signal; the process's exit code."""
-    async with connected_manager(driver, nats_url, settings, api_url, token) as manager:
+    notifier = Notifier()
+    async with notifier.alive(), connected_manager(driver, nats_url, settings, api_url, token) as manager:
+
+        def drain() -> None:
+            notifier.stopping()
+            manager.drain()
+
+        async def say_ready() -> None:
+            await manager.ready.wait()
+            notifier.ready()
+
+        telling = asyncio.create_task(say_ready())
         try:
-            with on_signals(manager.drain):
+            with on_signals(drain):
                 await manager.run()
         finally:
+            telling.cancel()
             if manager.stuck:
                 # User code does not end, and an orderly exit would wait for it.
                 log.error("%s has user code that does not end; this process ends it by ending itself", driver.name)

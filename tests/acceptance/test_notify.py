@@ -1,0 +1,50 @@
+"""What a service manager hears of `conveyor serve` and of a driver, from the start to the end."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import Process
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def wait_for(sock: socket.socket, said: list[str], count: int, word: str) -> None:
+    give_up = time.monotonic() + 30
+    while said.count(word) < count:
+        sock.settimeout(max(give_up - time.monotonic(), 0.01))
+        said.append(sock.recv(100).decode())
+
+
+def test_ready_watchdog_stopping(tmp_path: Path) -> None:
+    env, said = {}, dict[str, list[str]]()
+    processes: list[Process] = []
+    socks = []
+    try:
+        for name, argv in {"serve": ("--api-port", "0"), "git-cloner": ("--backend", "native")}.items():
+            path = tmp_path / f"{name}.socket"
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            socks.append(sock)
+            sock.bind(str(path))
+            env = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "400000", "CONVEYOR_DATA": str(tmp_path / "data")}
+            env["CONVEYOR_NATIVE_ROOT"] = str(tmp_path / "native")
+            process = Process(name, *argv, env=env, log=tmp_path / f"{name}.log")
+            processes.append(process)
+            process.start()
+            heard = said[name] = []
+            wait_for(sock, heard, 1, "READY=1")
+            wait_for(sock, heard, heard.count("WATCHDOG=1") + 2, "WATCHDOG=1")
+        for process, sock, heard in reversed(list(zip(processes, socks, said.values(), strict=True))):
+            assert "STOPPING=1" not in heard
+            assert process.stop() == 0, process.log.read_text()
+            wait_for(sock, heard, 1, "STOPPING=1")
+            assert heard.count("READY=1") == 1
+    finally:
+        for process in reversed(processes):
+            process.stop()
+        for sock in socks:
+            sock.close()
