@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import platform
 import re
 import shutil
 import signal
@@ -62,6 +63,7 @@ def prepared(command: list[str]) -> list[str]:
     """Provide what can be provided, and return the command, wrapped if it needs a private engine."""
     answers = docker_answers()
     installed = install_missing(with_docker=not answers)
+    make_guest()
     if not answers and "docker.io" in installed:
         answers = wait_until(docker_answers, 5.0)  # the package may have started its service
     if not answers:
@@ -71,6 +73,16 @@ def prepared(command: list[str]) -> list[str]:
             return ["unshare", "--net", "--mount", "--propagation", "slave", "--", *inside]
         say(f"no Docker engine answers and none can be started here: {obstacle}")
     return command
+
+
+def make_guest() -> None:
+    """Make the machine that the tests boot, from Debian packages: here, where there is a network. It is kept."""
+    if not (has("qemu-system-x86_64") and has("apt-get")):
+        return
+    build = [sys.executable, "-m", "conveyor_runtime", "image", "build", "qemu"]
+    done = subprocess.run(build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode != 0:
+        say("the guest of the qemu tests cannot be made:\n" + tail(done.stdout))
 
 
 def say(text: str) -> None:
@@ -109,6 +121,12 @@ def install_missing(*, with_docker: bool) -> list[str]:
 
 def missing_packages(*, with_docker: bool) -> list[str]:
     present = {"git": has("git"), "busybox-static": has_static_busybox()}
+    if platform.machine() == "x86_64":
+        present |= {
+            "qemu-system-x86": has("qemu-system-x86_64"),
+            "qemu-utils": has("qemu-img"),
+            "e2fsprogs": has("mke2fs"),
+        }
     if with_docker:
         present |= {"docker.io": has("dockerd"), "iptables": has("iptables")}
         # An engine on a kernel with AppArmor starts no container without the program that loads its profile.
