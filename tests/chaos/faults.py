@@ -43,7 +43,7 @@ class Faults:
         while time.monotonic() < until:
             kinds: dict[str, tuple[int, Callable[[float], Coroutine[Any, Any, None] | None]]] = {
                 "kill a worker": (18, lambda left: self._kill(self._fleet.workers)),
-                "kill an engine": (8, lambda left: self._kill(self._fleet.engines)),
+                "kill an engine": (7, lambda left: self._kill(self._fleet.engines)),
                 "freeze": (14, lambda left: self._freeze(self._rng.uniform(0.3, 6.0))),
                 "freeze long": (6, lambda left: self._freeze_long(left)),
                 "cut": (12, lambda left: self._cut()),
@@ -51,8 +51,8 @@ class Faults:
                 "hold": (10, lambda left: self._bend("hold", left)),
                 "delay": (8, lambda left: self._bend("delay", left)),
                 "refuse": (4, lambda left: self._bend("refuse", left)),
-                "kill nats": (6, lambda left: self._outage(kill=True)),
-                "freeze nats": (3, lambda left: self._outage(kill=False)),
+                "kill nats": (4, lambda left: self._outage(kill=True)),
+                "freeze nats": (2, lambda left: self._outage(kill=False)),
             }
             for _ in range(20):
                 name = self._rng.choices(list(kinds), [weight for weight, _ in kinds.values()])[0]

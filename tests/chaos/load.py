@@ -154,7 +154,7 @@ class Load:
                 op = Op(time.monotonic(), type_, name, verb)
                 await self._ask(op, client.cancel_run(last_run) if verb == "cancel" else client.rerun(last_run))
             with suppress(TimeoutError):
-                async with asyncio.timeout(rng.uniform(0.2, 4.0)):
+                async with asyncio.timeout(rng.uniform(0.1, 2.5)):
                     await self.stopping.wait()
 
     async def _repeat(self, type_: str, name: str, client: Client) -> None:

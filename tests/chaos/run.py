@@ -15,10 +15,11 @@ from pathlib import Path
 from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.client import Client, ClientError
 from tests.chaos import evidence
-from tests.chaos.checks import Verdict, all_checks
+from tests.chaos.checks import CHECKS
 from tests.chaos.faults import Faults, cancelled
 from tests.chaos.fleet import Fleet
 from tests.chaos.load import BUILD_PIPELINE, PIPELINE, Load
+from tests.chaos.verdict import Verdict
 from tests.chaos.worker import TYPE
 
 #: Seconds after everything is whole until every run must have ended: a lease's silence, a sweep, and their work.
@@ -73,7 +74,7 @@ class Chaos:
             await asyncio.gather(*(it.proxy.close() for it in self.fleet.members if it.proxy is not None))
         found.left += [f"{name} ended with {code} on SIGTERM" for name, code in codes.items() if code != 0]
         found.left += evidence.processes_left(self.fleet, set(found.runs))
-        return self._judge([check(found) for check in all_checks()])
+        return self._judge([check(found) for check in CHECKS])
 
     def _judge(self, verdicts: list[Verdict]) -> bool:
         for verdict in verdicts:
