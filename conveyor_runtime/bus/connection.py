@@ -11,8 +11,8 @@ import orjson
 from nats.aio.msg import Msg
 
 from conveyor_runtime.bus import wire
+from conveyor_runtime.bus.channel import Channel
 from conveyor_runtime.bus.errors import ApiError
-from conveyor_runtime.bus.link import Link
 from conveyor_runtime.errors import BusError, BusUnavailable
 from conveyor_runtime.kit.backoff import Backoff
 from conveyor_runtime.telemetry import metrics
@@ -26,7 +26,7 @@ ATTEMPT = 5.0
 """Seconds to wait for one PubAck before sending again."""
 
 
-class Bus(Link):
+class Bus(Channel):
     """A connection to NATS that comes back by itself. Make it with `await Bus.connect(url, name=...)`."""
 
     async def request(
