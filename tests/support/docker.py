@@ -39,9 +39,14 @@ def docker_engine() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def busybox(docker_engine: Any) -> str:
     """The name of an image with a shell and the usual small commands."""
-    binary = shutil.which("busybox")
-    if binary is None:
+    if shutil.which("busybox") is None:
         missing("docker", "its test image needs busybox-static")
+    return ensure_busybox(docker_engine)
+
+
+def ensure_busybox(docker_engine: Any) -> str:
+    """Have that image there; its name."""
+    binary = shutil.which("busybox")
     assert binary is not None
     root = _root(Path(binary))
     # Named after its content: made once per engine, and never one of an older version of this file.

@@ -161,7 +161,7 @@ class NativeBackend:
         for volume in volumes:
             await self.create_volume(ns, volume, owner)
         try:
-            await asyncio.to_thread(self._make, ns, task, meta)
+            self._make(ns, task, meta)  # a few small calls: a thread would cost more than they do
             stdin = home / f".stdin-{secrets.token_hex(8)}" if task.stdin != b"" else None
             if stdin is not None:
                 await spool(task.stdin, stdin)

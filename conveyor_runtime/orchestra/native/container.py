@@ -20,7 +20,7 @@ from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, Stream
 __all__ = ["NativeContainer"]
 
 _CHUNK = 256 * 1024
-_POLL = (0.002, 0.005, 0.01, 0.02, 0.05)  # seconds between looks at files, the last one repeated
+_POLL = (0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # seconds between looks at files, the last one repeated
 _SETTLE = 5.0  # seconds for a keeper to write down what has happened
 
 

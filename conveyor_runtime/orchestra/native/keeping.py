@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import conveyor_runtime
@@ -29,7 +28,7 @@ class Keeping:
 
     async def keep(self, job: keeper.Job) -> bool:
         """Have the job started; False if another keeper has it. Raises `BackendError` if no keeper can be had."""
-        line = json.dumps(asdict(job)).encode() + b"\n"
+        line = json.dumps(vars(job)).encode() + b"\n"
         async with self._turn:
             answer = await self._ask(line) or await self._ask(line)
         if not answer:

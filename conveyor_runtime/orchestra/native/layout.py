@@ -22,7 +22,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def make(
             (draft / part).mkdir(mode=0o700)
         if furnish is not None:
             furnish(draft)
-        text = json.dumps({**asdict(meta), "created_at": meta.created_at.isoformat()})
+        text = json.dumps({**vars(meta), "owner": vars(meta.owner), "created_at": meta.created_at.isoformat()})
         if durable:
             _write_durably(draft / "meta.json", text)
         else:

@@ -21,12 +21,12 @@ async def end_targets(targets: list[Target], grace: float) -> None:
 async def remove_home(root: Path, ns: str, name: str) -> None:
     """Kill what runs in one sandbox or container and remove it. Raises `BackendError` for what remains."""
     try:
-        place = await asyncio.to_thread(layout.retire_one, root, ns, name)
+        # Its name is taken away first: whoever looks from now on finds it gone, and not killed.
+        place = layout.retire_one(root, ns, name)
         if place is None:
             return
-        # Its name is taken away first: whoever looks from now on finds it gone, and not killed.
-        targets = await asyncio.to_thread(layout.targets, place / name)
-        await end_targets(targets, 0)
+        if not (place / name / "exit").exists():  # its keeper has seen to it that nothing of it is left
+            await end_targets(await asyncio.to_thread(layout.targets, place / name), 0)
         await asyncio.to_thread(layout.remove_tree, place)
     except OSError as error:
         raise BackendError(f"{ns}.{name}: cannot be removed: {error}") from error
