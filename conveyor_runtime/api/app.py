@@ -9,6 +9,7 @@ from conveyor_runtime import __version__
 from conveyor_runtime.api import (
     definitions,
     drivers,
+    letters,
     logs,
     openapi,
     pipelines,
@@ -52,6 +53,6 @@ def create_app(services: Services, *, token: str = "") -> FastAPI:
     app.state.ends = RunEnds(services.state.view)
     problems.install(app)
     openapi.install(app)
-    for module in (system, resources, definitions, pipelines, runs, drivers, logs, streams):
+    for module in (system, resources, definitions, pipelines, runs, drivers, letters, logs, streams):
         app.include_router(module.router)
     return app

@@ -36,7 +36,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "rerun": ("runs:rerun", "Run a run's resource once more, as it is now."),
     "cancel": ("runs:cancel", "Ask a run to end."),
     "delete": ("delete:delete", "Delete a resource, pipeline, definition or driver."),
-    "dlq": ("dlq:dlq_app", "List what nobody could work on, put it back in play, remove it."),
+    "dlq": ("dlq:dlq_app", "List, redrive and purge what nobody could work on."),
     "doctor": ("doctor:doctor", "Check what the runtime needs; say how to mend it."),
     "demo": ("demo:demo", "Build this project's own repository, start to end."),
     "version": ("app:version", "Print the version."),

@@ -22,6 +22,7 @@ from conveyor_runtime.client.models import Applied, Deleted, DriverInfo, LoggedL
 from conveyor_runtime.client.transport import Transport
 from conveyor_runtime.kit.backoff import Backoff
 from conveyor_runtime.models import Model, Resource, ResourceDefinition, Run, Status
+from conveyor_runtime.models.letter import DeadLetter, Purged, Redriven, WholeDeadLetter
 
 M = TypeVar("M", bound=Model)
 #: A document as one would write it in YAML or JSON.
@@ -214,6 +215,29 @@ class Client:
     async def forget_driver(self, name: str) -> None:
         """Forget a driver that is gone for good. Raises ConflictError while one of its processes lives."""
         await self._transport.send("DELETE", _path("drivers", name))
+
+    # -- dead letters --------------------------------------------------------------------------------------------
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """What nobody could work on, oldest first."""
+        return await self._all(DeadLetter, "/dead-letters", {})
+
+    async def dead_letter(self, letter_id: int) -> WholeDeadLetter:
+        """A dead letter with its message."""
+        return _one(WholeDeadLetter, await self._transport.send("GET", _path("dead-letters", str(letter_id))))
+
+    async def redrive(self, letter_id: int) -> Redriven:
+        """Put a dead letter back in play. Raises NotFoundError, and ConflictError while it is not the time for it."""
+        return _one(Redriven, await self._transport.send("POST", _path("dead-letters", str(letter_id), "redrive")))
+
+    async def remove_dead_letter(self, letter_id: int) -> None:
+        """Remove a dead letter."""
+        await self._transport.send("DELETE", _path("dead-letters", str(letter_id)))
+
+    async def purge_dead_letters(self, older_than: str | None = None) -> int:
+        """Remove those older than that (`90s`, `24h`; None = all); how many they were."""
+        which = {"all": "true"} if older_than is None else {"older_than": older_than}
+        return _one(Purged, await self._transport.send("DELETE", "/dead-letters", params=which)).purged
 
     async def ready(self) -> bool:
         """Whether the server can serve now. Raises UnreachableError if nobody answers."""

@@ -160,22 +160,26 @@ class Intake:
         found = await self._transitions.find(run_id)
         return found is None or found.record.plan != ()
 
-    async def rerun(self, run_id: str) -> Accepted:
+    async def rerun(self, run_id: str, *, only_the_last: bool = False) -> Accepted:
         """A new run of a run's resource as it is now, for the same event. Raises NotFound, Conflict, and what a spec
-        that its definition no longer takes raises."""
+        that its definition no longer takes raises. `only_the_last` refuses it once there has been a newer run."""
         found = await self._state.run(run_id)
         if found is None:
             raise NotFound(f"there is no run {run_id}")
         async with self._lock(found.record.type, found.record.name):
-            return await self._rerun(found.record, (await self._state.run_input(found.record)).id)
+            resource_id = (await self._state.run_input(found.record)).id
+            return await self._rerun(found.record, resource_id, only_the_last)
 
-    async def _rerun(self, earlier: RunRecord, resource_id: str) -> Accepted:
+    async def _rerun(self, earlier: RunRecord, resource_id: str, only_the_last: bool) -> Accepted:
         title = f"{earlier.type}/{earlier.name}"
         found = await self._state.resource(earlier.type, earlier.name)
         while found is not None and found.record.id == resource_id:
             old = found.record
             if old.deleting:
                 raise Conflict(f"{title} is being deleted")
+            newest = next((it.run_id for it in reversed(old.entries)), old.last_run)
+            if only_the_last and newest != earlier.run_id:
+                raise Conflict(f"{title} has had run {newest} since")
             _, plan = await self._drafts.check(Draft(old.type, old.name, old.spec, old.pipeline))
             run = await self._acceptance.new_run(old, earlier.event, plan)
             if run is None:

@@ -58,7 +58,13 @@ async def dead_letter(bus: Bus, delivery: Delivery, reason: str) -> None:
 async def _keep(bus: Bus, delivery: Delivery, reason: str) -> None:
     log.error("a message on %s is kept as a dead letter: %s", delivery.subject, reason)
     await keep_dead_letter(
-        bus, "results", delivery.data, msg_id=f"results.{delivery.stream_seq}", reason=reason, subject=delivery.subject
+        bus,
+        "results",
+        delivery.data,
+        msg_id=f"results.{delivery.stream_seq}",
+        reason=reason,
+        subject=delivery.subject,
+        headers=delivery.headers,
     )
 
 

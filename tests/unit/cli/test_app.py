@@ -67,6 +67,8 @@ def test_help_teaches_with_an_example(command: str) -> None:
     text = _help(command)
     if command == "driver":
         text = _help("driver", "run") + _help("driver", "list")
+    if command == "dlq":
+        text = "".join(_help("dlq", verb) for verb in ("list", "show", "redrive", "purge"))
     example = re.search(r"Examples?: conveyor (\S+)", text)
     assert example, text
     assert example[1] == command
