@@ -146,7 +146,7 @@ class Sweep:
                 or driver.foreign
                 or state.issue == 0
                 or state.issued_at is None
-                or run.cancel is not None
+                or steps.cancel_applies(run, step)
             ):
                 continue
             if self._state.view.claim(run.run_id, step.id, state.attempt, state.takeover) is not None:

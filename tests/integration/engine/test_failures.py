@@ -9,6 +9,8 @@ import orjson
 import pytest
 
 from conveyor_runtime.bus import Message
+from conveyor_runtime.bus.messages import next_by_subject
+from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.engine.settle import run_puts
 from conveyor_runtime.errors import ConfigError, TaskFailed, TaskTimedOut, TerminalError
 from conveyor_runtime.models import DriverResult, Resource
@@ -161,6 +163,15 @@ async def test_messages_nobody_can_read_are_kept_aside_and_stop_nothing(cluster:
             await asyncio.sleep(0.05)
 
 
+async def lose_the_dispatch(cluster: Cluster, driver: str) -> None:
+    """Take it away, once it is there."""
+    subject = f"drivers.{driver}.>"
+    async with asyncio.timeout(5):
+        while await next_by_subject(cluster.bus, MESSAGES, subject, 1) is None:
+            await asyncio.sleep(0.02)
+    await cluster.bus.api(f"STREAM.PURGE.{MESSAGES}", {"filter": subject})
+
+
 async def test_a_lost_dispatch_is_issued_again_by_the_sweep(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import timedelta
 
@@ -172,21 +183,33 @@ async def test_a_lost_dispatch_is_issued_again_by_the_sweep(cluster: Cluster, mo
     await cluster.stop(manager)
     run_id = (await cluster.post("thing", "one", "p")).run_id
 
-    async def waiting() -> int:
-        from conveyor_runtime.bus.streams import stream_info
-
-        info = await stream_info(cluster.bus, "messages")
-        assert info is not None
-        return int(info["state"]["messages"])
-
-    async with asyncio.timeout(5):
-        while not await waiting():
-            await asyncio.sleep(0.02)
-    await cluster.bus.api("STREAM.PURGE.messages")
+    await lose_the_dispatch(cluster, "a")
     await cluster.add(recorder("a", calls))
     await cluster.sweep.sweep()
     assert (await cluster.ended(run_id)).status == "Succeeded"
     assert len(calls) == 1
+
+
+async def test_a_lost_dispatch_of_a_finally_step_is_issued_again_in_a_cancelled_run_too(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules 13 and 16: a cancel never speaks of `finally` steps."""
+    from datetime import timedelta
+
+    monkeypatch.setattr("conveyor_runtime.engine.sweep._SETTLING", timedelta(0))
+    gate, calls = Gate(), list[tuple[str, str]]()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate", finally_=("clean",))
+    await cluster.stop(await cluster.add(recorder("clean", calls)))
+    await cluster.add(gate.driver)
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    await cluster.intake.cancel(run_id, who="a test", why="it must end")
+    await lose_the_dispatch(cluster, "clean")
+    await cluster.add(recorder("clean", calls))
+    await cluster.sweep.sweep()
+    run = await cluster.ended(run_id)
+    assert (run.status, run.steps[-1].status, len(calls)) == ("Cancelled", "Succeeded", 1)
 
 
 async def test_a_run_no_resource_names_is_removed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
