@@ -19,7 +19,7 @@ import uvloop
 
 from conveyor_runtime.bus import Committer, Message, subjects
 from conveyor_runtime.bus.streams import MESSAGES
-from tests.benchmarks import noop, report
+from tests.benchmarks import backlog, noop, report
 from tests.benchmarks.harness import Speed, cpu, process, server
 from tests.benchmarks.throughput import DRIVER, ours
 
@@ -31,10 +31,10 @@ _WARM_UP = 1000
 async def with_backlog(length: int, events: int) -> Speed:
     """The speed with `length` events waiting behind those in hand, all the time."""
     async with server("always") as on:
-        backlog = noop.Backlog(on.bus)
-        await backlog.prepare()
-        await backlog.plain(length + _IN_FLIGHT)
-        await backlog.close()
+        waiting = backlog.Backlog(on.bus)
+        await waiting.prepare()
+        await waiting.plain(length + _IN_FLIGHT)
+        await waiting.close()
         committer = Committer(on.bus, MESSAGES)
         done = fed = 0
         step = asyncio.Event()
@@ -46,7 +46,7 @@ async def with_backlog(length: int, events: int) -> Speed:
 
         unsubscribe = await on.bus.subscribe_core(subjects.RESULT, arrived)
         subject = subjects.step_dispatch(noop.NAME, noop.TYPE)
-        data = [noop.message(number) for number in range(events + _WARM_UP + _FEED)]
+        data = [backlog.message(number) for number in range(events + _WARM_UP + _FEED)]
         began: tuple[int, float, float, float] | None = None
         async with process(DRIVER, {"CONVEYOR_NATS_URL": on.url}) as pid, asyncio.timeout(300):
             while began is None or done - began[0] < events:
@@ -101,8 +101,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--backlogs", type=lambda text: [int(it) for it in text.split(",")], default=[1, 1_000, 100_000]
-    )
+    parser.add_argument("--backlogs", default="1,1000,100000")
     options = parser.parse_args()
     uvloop.run(main([int(it) for it in options.backlogs.split(",")], options.events, options.rounds))

@@ -20,7 +20,7 @@ import uvloop
 
 from conveyor_runtime.bus import Committer, Message, subjects
 from conveyor_runtime.bus.streams import MESSAGES
-from tests.benchmarks import noop, peers, report
+from tests.benchmarks import backlog, noop, peers, report
 from tests.benchmarks.harness import Server, process, server
 from tests.benchmarks.throughput import DRIVER, ours, theirs
 
@@ -51,7 +51,7 @@ async def latency(on: Server, stream: str, subject: str, results: str, rate: flo
         took.append(result["driverresult"]["data"]["at"] - sent[result["run_id"]])
 
     async def send(number: int) -> None:
-        data = noop.message(number, run_id=f"r{number}")
+        data = backlog.message(number, run_id=f"r{number}")
         sent[f"r{number}"] = time.monotonic()
         await committer.commit([Message(subject, data)], timeout=60)
 
@@ -82,7 +82,7 @@ async def _until(done: Callable[[], bool]) -> None:
 
 async def ours_at(rate: float, seconds: float) -> Latency:
     async with server("always") as on:
-        await noop.Backlog(on.bus).prepare()
+        await backlog.Backlog(on.bus).prepare()
         async with process(DRIVER, {"CONVEYOR_NATS_URL": on.url}):
             subject = subjects.step_dispatch(noop.NAME, noop.TYPE)
             return await latency(on, MESSAGES, subject, subjects.RESULT, rate, seconds)

@@ -1,28 +1,13 @@
-"""A driver that does nothing, for `conveyor driver run tests.benchmarks.noop:driver`, and what it is asked to do."""
+"""A driver that does nothing, for `conveyor driver run tests.benchmarks.noop:driver`."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
-import orjson
-import uuid_utils
-
 from conveyor_runtime import Driver, DriverResult
-from conveyor_runtime.bus import Bus, Committer, Message, subjects
-from conveyor_runtime.bus.streams import MESSAGES, STATE
-from conveyor_runtime.engine.dispatcher import Dispatcher
-from conveyor_runtime.models import PlannedStep, Resource, RunRecord, Status, StepState, utc_now
-from conveyor_runtime.reconcile.registration import Registration
-from conveyor_runtime.store import KvStore, Put, State, View, keys
 
 NAME = TYPE = "bench"
-
-SIZE = 600
-"""Bytes of a message."""
-
-_CHUNK = 500
 
 
 async def nothing(payload: str, event: str, run_id: str, logger: Any) -> DriverResult:
@@ -31,64 +16,3 @@ async def nothing(payload: str, event: str, run_id: str, logger: Any) -> DriverR
 
 
 driver = Driver(NAME, (TYPE,), nothing, direct=False)
-
-
-def message(number: int, size: int = SIZE, run_id: str = "") -> bytes:
-    """A driver message on the wire, of `size` bytes."""
-    run_id = run_id or str(uuid_utils.uuid7())
-    resource = {"id": run_id, "name": f"r{number}", "resource": TYPE, "metadata": {"version": "1"}, "spec": {"pad": ""}}
-    body = {"event": "create", "payload": orjson.dumps(resource).decode(), "id": f"{number:024d}", "run_id": run_id}
-    resource["spec"] = {"pad": "x" * (size - len(orjson.dumps(body)))}
-    return orjson.dumps({**body, "payload": orjson.dumps(resource).decode()})
-
-
-class Backlog:
-    """Work for the driver, put where the engine would put it."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._messages, self._states = Committer(bus, MESSAGES), Committer(bus, STATE)
-        self._state = State(KvStore(bus, self._states), View(KvStore(bus, self._states)))
-        self._dispatcher = Dispatcher(self._state, bus, self._messages)
-
-    async def prepare(self) -> None:
-        """The driver's consumer, as its process makes it: without one, nobody keeps its messages."""
-        for make in Registration(driver, self._bus, self._state, (), 512).consumers().values():
-            await make()
-
-    async def plain(self, count: int) -> None:
-        """Messages without an attempt: the plain contract."""
-        subject = subjects.step_dispatch(NAME, TYPE)
-        for start in range(0, count, _CHUNK):
-            unit = [Message(subject, message(number)) for number in range(start, min(start + _CHUNK, count))]
-            await self._messages.commit(unit, timeout=60)
-
-    async def runs(self, count: int) -> None:
-        """Runs of one step whose dispatch waits, of SIZE bytes each."""
-        for start in range(0, count, _CHUNK):
-            runs = [_run(number) for number in range(start, min(start + _CHUNK, count))]
-            await self._state.commit(*(Put(keys.run(run.run_id), run, 0) for run in runs), timeout=60)
-            dispatches = [(run, (run.plan or ())[0], run.steps["only"]) for run in runs]
-            await asyncio.gather(*(self._dispatcher.publish(run, [(step, state)]) for run, step, state in dispatches))
-
-    async def close(self) -> None:
-        await self._messages.close()
-        await self._states.close()
-
-
-def _run(number: int) -> RunRecord:
-    run_id, now = str(uuid_utils.uuid7()), utc_now()
-    # What the dispatcher adds to it makes the message as long as the plain ones.
-    resource = Resource(id=run_id, name=f"r{number}", resource=TYPE, metadata={"version": "1"}, spec={"pad": "x" * 290})
-    return RunRecord(
-        run_id=run_id,
-        type=TYPE,
-        name=resource.name,
-        event="create",
-        generation=1,
-        status=Status.PENDING,
-        resource=resource,
-        plan=(PlannedStep(id="only", driver=NAME),),
-        steps={"only": StepState(attempt=1, issue=1, issued_at=now)},
-        created_at=now,
-    )

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from conveyor_runtime.bus import Bus, Committer, Message
-from tests.benchmarks import noop
+from tests.benchmarks import backlog
 from tests.benchmarks.harness import PYTHON
 
 WORK, RESULTS = "bench-work", "bench-results"
@@ -87,7 +87,7 @@ async def fill(bus: Bus, count: int, peer: Peer) -> None:
 
 def _message(number: int, peer: Peer) -> bytes:
     if peer is not TASKIQ:
-        return noop.message(number)
+        return backlog.message(number)
     call = {"task_id": f"{number:032d}", "task_name": "bench", "labels": {}, "kwargs": {}}
     # Its own envelope counts: what is asked of it is so much shorter. Quotes are written as two bytes in it.
-    return orjson.dumps({**call, "args": [noop.message(number, 440).decode()]})
+    return orjson.dumps({**call, "args": [backlog.message(number, 440).decode()]})

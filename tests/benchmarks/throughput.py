@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from conveyor_runtime.bus.streams import RESULTS
-from tests.benchmarks import noop, peers
+from tests.benchmarks import backlog, peers
 from tests.benchmarks.harness import PYTHON, Speed, process, server, work_off
 
 DEFAULT = "2m"
@@ -18,10 +18,10 @@ DRIVER += ["--concurrency", "512", "--log-level", "warning", "--backend", "nativ
 async def ours(events: int, sync: str, *, claims: bool, processes: int = 1) -> Speed:
     """Driver processes of ours."""
     async with server(sync) as on, contextlib.AsyncExitStack() as running:
-        backlog = noop.Backlog(on.bus)
-        await backlog.prepare()
-        await (backlog.runs(events) if claims else backlog.plain(events))
-        await backlog.close()
+        waiting = backlog.Backlog(on.bus)
+        await waiting.prepare()
+        await (waiting.runs(events) if claims else waiting.plain(events))
+        await waiting.close()
         env = {"CONVEYOR_NATS_URL": on.url}
         pids = [await running.enter_async_context(process(DRIVER, env)) for _ in range(processes)]
         return await work_off(on, RESULTS, events, pids)
