@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -37,6 +38,10 @@ EXIT_STUCK = 70
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
     """Run a process's main coroutine to its end; the exit code."""
+    # Thousands of short-lived records a second make the collector look in vain every few events: a quarter of the CPU
+    # of a no-op event (measured: 205-254 us with Python's own thresholds, 152-178 us with these).
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 
