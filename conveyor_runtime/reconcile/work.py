@@ -124,6 +124,8 @@ def unreadable(delivery: Delivery) -> Work | None:
 def payload_of(work: Work, driver: Driver, defaults: Mapping[str, Mapping[str, Any]]) -> str | Resource[Any]:
     """What reconcile gets: the raw text or the typed resource, with the type's defaults where its spec leaves a field
     out. Raises ValidationError."""
+    if driver.payload_type is str and not defaults and not driver.defaults:
+        return work.message.payload
     type_defaults = {**driver.defaults.get(work.resource.type, {}), **defaults.get(work.resource.type, {})}
     spec = work.resource.spec
     missing = {key: value for key, value in type_defaults.items() if isinstance(spec, dict) and key not in spec}
