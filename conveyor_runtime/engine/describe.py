@@ -70,7 +70,8 @@ def _describe_step(
 
 def _why_pending(driver: str, state: StepState, view: View, is_dead: Callable[[str], bool]) -> str:
     where = f" on node {state.node}" if state.node else ""
-    if view.driver(driver) is None:
+    known = view.driver(driver)
+    if known is None:
         return f"waits for a driver named {driver}: none has ever registered"
     alive = [
         it.record
@@ -81,7 +82,8 @@ def _why_pending(driver: str, state: StepState, view: View, is_dead: Callable[[s
     ]
     if not alive:
         return f"waits for a {driver} process{where}: none is running (gone for good? conveyor delete driver {driver})"
-    return f"waits for a free {driver}{where}"
+    most = f" (at most {known.max_concurrent} runs at once)" if known.max_concurrent else ""
+    return f"waits for a free {driver}{where}{most}"
 
 
 def _status(run: RunRecord, steps: list[RunStep], view: View) -> tuple[Status, str]:

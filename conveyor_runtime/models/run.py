@@ -194,7 +194,8 @@ class Instance(Model):
 class DriverRecord(Model):
     """`driver.<name>`: what a driver serves. `nodes` are those that have ever had an instance of a sandbox driver.
 
-    `resync_period` is how many seconds its resources may go unseen; None = for ever.
+    `resync_period` is how many seconds its resources may go unseen; None = for ever. `max_concurrent` is how many runs
+    all its processes together work on at once; None = as many as they have slots.
     """
 
     name: str
@@ -205,6 +206,7 @@ class DriverRecord(Model):
     direct: bool = True
     nodes: tuple[str, ...] = ()
     resync_period: float | None = None
+    max_concurrent: int | None = None
 
     @property
     def foreign(self) -> bool:

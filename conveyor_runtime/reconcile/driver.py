@@ -33,6 +33,10 @@ class Driver:
     `resync_period` (seconds) asks for a `resync` of each resource of its types that no run has ended of for that long;
     it is looked at once a minute. It goes to every direct driver of the type that takes `resync`.
 
+    `max_concurrent` bounds how many runs all processes of the driver together work on at once. One whose process was
+    killed counts for up to half a minute more. Not for drivers with `sandbox`: what they may do at once is a matter of
+    each node.
+
     Raises ConfigError, saying what is wrong, if it could never work.
     """
 
@@ -45,6 +49,7 @@ class Driver:
     backend_of: Callable[[Resource[Any]], str | None] = lambda resource: None
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resync_period: float | None = None
+    max_concurrent: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resources", tuple(self.resources))
@@ -64,6 +69,10 @@ class Driver:
         ):
             raise ConfigError(
                 f"driver {self.name}: resync_period must be above 0, and is only for direct drivers that take resync"
+            )
+        if self.max_concurrent is not None and (self.max_concurrent < 1 or self.sandbox):
+            raise ConfigError(
+                f"driver {self.name}: max_concurrent must be at least 1, and is not for drivers with sandbox"
             )
         if not callable(self.reconcile):
             raise ConfigError(f"driver {self.name}: reconcile must be a function")
@@ -123,6 +132,7 @@ class Driver:
             direct=self.direct,
             nodes=nodes,
             resync_period=self.resync_period,
+            max_concurrent=self.max_concurrent,
         )
 
 
@@ -132,11 +142,20 @@ def driver(
     events: tuple[str, ...] | Literal["*"] = ("create", "update"),
     direct: bool = True,
     resync_period: float | None = None,
+    max_concurrent: int | None = None,
 ) -> Callable[[Reconcile], Driver]:
     """Decorator form: `@driver("my-driver", "my-type")` above a reconcile function makes it a `Driver`."""
 
     def wrap(reconcile: Reconcile) -> Driver:
-        return Driver(name, resources, reconcile, events, direct=direct, resync_period=resync_period)
+        return Driver(
+            name,
+            resources,
+            reconcile,
+            events,
+            direct=direct,
+            resync_period=resync_period,
+            max_concurrent=max_concurrent,
+        )
 
     return wrap
 

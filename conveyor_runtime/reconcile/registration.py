@@ -33,11 +33,12 @@ class Registration:
         for node in self._nodes:
             filters[subjects.node_consumer(name, node)] = [subjects.node_dispatch(name, node, type_) for type_ in types]
 
+        # What the server hands out and has no ack of yet is what the fleet works on: a limit that no crash can break.
+        at_once = self._driver.max_concurrent or max(1024, self._slots * 2)
+
         def maker(consumer: str, wanted: list[str]) -> Callable[[], Awaitable[None]]:
             async def make() -> None:
-                await ensure_consumer(
-                    self._bus, MESSAGES, consumer, filters=wanted, max_ack_pending=max(1024, self._slots * 2)
-                )
+                await ensure_consumer(self._bus, MESSAGES, consumer, filters=wanted, max_ack_pending=at_once)
 
             return make
 

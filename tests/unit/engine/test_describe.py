@@ -55,6 +55,7 @@ def shown(run: RunRecord, records: Mapping[str, Model] | None = None, *, active:
     return describe_run(run, view, is_dead=is_dead)
 
 
+LIMITED = {keys.driver("d"): DriverRecord(name="d", types=("thing",), max_concurrent=3)}
 DRIVER = {keys.driver("d"): DriverRecord(name="d", types=("thing",))}
 CLAIM = {keys.claim("r", "a", 1, 0): Claim(instance="i1", node="n1", at=NOW)}
 
@@ -79,6 +80,7 @@ def living(**fields: Any) -> dict[str, Model]:
             NONE,
         ),
         (OPEN, {**DRIVER, **living()}, "waits for a free d"),
+        (OPEN, {**LIMITED, **living()}, "waits for a free d (at most 3 runs at once)"),
         (
             OPEN.model_copy(update={"node": "n9"}),
             {**DRIVER, **living()},
