@@ -25,15 +25,18 @@ class Faults:
         self._under_way: set[asyncio.Task[None]] = set()
         self._long: set[Member] = set()
         self.counts: dict[str, int] = {}
+        self.exits: list[str] = []
 
     async def keep_up(self) -> None:
         """Start again whatever ended, for ever."""
         while True:
             for member in self._fleet.members:
                 if member.wanted and not member.alive:
-                    life = member.life
-                    if life.code not in (0, -9):
-                        self._say(f"{member.name} ended by itself with {life.code}")
+                    if member.life.code not in (None, -9):
+                        self.exits.append(
+                            f"{member.name} ended by itself with {member.life.code}: {_last_line(member)}"
+                        )
+                        self._say(self.exits[-1])
                     member.start()
             await asyncio.sleep(0.2)
 
@@ -45,7 +48,7 @@ class Faults:
                 "kill a worker": (18, lambda left: self._kill(self._fleet.workers)),
                 "kill an engine": (7, lambda left: self._kill(self._fleet.engines)),
                 "freeze": (14, lambda left: self._freeze(self._rng.uniform(0.3, 6.0))),
-                "freeze long": (6, lambda left: self._freeze_long(left)),
+                "freeze long": (10, lambda left: self._freeze_long(left)),
                 "cut": (12, lambda left: self._cut()),
                 "half-open": (14, lambda left: self._bend("swallow", left)),
                 "hold": (10, lambda left: self._bend("hold", left)),
@@ -98,8 +101,8 @@ class Faults:
 
     def _freeze_long(self, left: float) -> Coroutine[Any, Any, None] | None:
         """Never so late that the end would wait for it, and never both of a kind."""
-        seconds = self._rng.choice((_FENCED, _DEAD))
-        member = self._pick([*self._fleet.engines, *self._fleet.workers[:4]])
+        seconds = self._rng.choice((_FENCED, _DEAD) if left > _DEAD else (_FENCED,))
+        member = self._pick([*self._fleet.engines[:1], *self._fleet.workers[:4]])
         if member is None or seconds > left or any(_kind(other) == _kind(member) for other in self._long):
             return None
         return self._frozen(member, seconds, long=True)
@@ -193,6 +196,11 @@ class Faults:
         finally:
             server.thaw()
             span.end = time.monotonic()
+
+
+def _last_line(member: Member) -> str:
+    lines = member.log.read_text(errors="replace").splitlines()
+    return lines[-1][:200] if lines else ""
 
 
 def _kind(member: Member) -> str:

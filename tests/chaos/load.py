@@ -231,7 +231,7 @@ def _behaviour(step: str, rng: random.Random) -> dict[str, Any]:
     if step not in ("one", "two"):
         # What cleans up must succeed, or a delete never ends.
         outcome = rng.choices(("ok", "retry:1"), (95, 5))[0]
-    sleep = rng.choices((0.0, rng.uniform(0.1, 1.0), rng.uniform(1.0, 3.0)), (30, 50, 20))[0]
+    sleep = rng.choices((0.0, rng.uniform(0.1, 1.0), rng.uniform(1.0, 3.0), rng.uniform(4.0, 9.0)), (30, 40, 20, 10))[0]
     behaviour: dict[str, Any] = {"sleep": sleep, "lines": rng.randint(1, 40), "outcome": outcome}
     if step == "two" and rng.random() < 0.03:
         behaviour["sleep"] = 16.0  # longer than its timeout

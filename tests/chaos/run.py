@@ -36,7 +36,7 @@ class Settings:
     seed: int
     seconds: float
     replicas: int = 1
-    resources: int = 12
+    resources: int = 16
     builds: int = 2
     keep: bool = False
 
@@ -125,6 +125,8 @@ class Chaos:
             await faults.run(settings.seconds)
             self.say(f"healing after {sum(faults.counts.values())} faults: {faults.counts}")
             await faults.heal()
+            for text in faults.exits:
+                self.say(text)
             load.stopping.set()
             await working
             unfinished, waited = await evidence.settled(fleet, PATIENCE, self.say)
