@@ -122,7 +122,7 @@ def poison_is_bounded(it: Evidence) -> Verdict:
             verdict.wrong.append(f"the poisoned run {run.run_id} ended as {run.status}: {run.reason}")
     for run in it.runs.values():
         for step_id, state in run.steps.items():
-            if state.status is Status.ERROR and state.deaths < 5:
+            if state.status is Status.ERROR and state.deaths < 5 and run.cancel is None:
                 verdict.wrong.append(f"{step_id} of {run.run_id} ended as Error: {state.message}")
             if state.attempt > 3 or state.deaths > 5 or state.takeover - state.deaths > 20:
                 verdict.wrong.append(f"{step_id} of {run.run_id}: attempt {state.attempt}, {state.deaths} deaths")
