@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from tests.chaos.fleet import Fleet, Member, Span
+from tests.chaos.worker import POISONED
 
 #: Seconds of a freeze that outlasts the self-fence of a worker (25 s), and of one that outlasts its lease (45 s).
 _FENCED, _DEAD = 30.0, 60.0
@@ -32,7 +33,7 @@ class Faults:
         while True:
             for member in self._fleet.members:
                 if member.wanted and not member.alive:
-                    if member.life.code not in (None, -9):
+                    if member.life.code not in (None, -9, POISONED):
                         self.exits.append(
                             f"{member.name} ended by itself with {member.life.code}: {_last_line(member)}"
                         )

@@ -12,6 +12,9 @@ from tests.chaos import journal
 
 TYPE = "chaos"
 
+#: Exit code of a process that took poison.
+POISONED = 9
+
 
 class Attempt:
     """One reconcile: its part of the spec, its journal, its log.
@@ -39,7 +42,7 @@ class Attempt:
         context.ensure_current()
         journal.write(kind="start", **self._named)
         if spec.get("poison"):
-            os._exit(9)
+            os._exit(POISONED)
 
     def log(self) -> None:
         """One line, numbered."""
