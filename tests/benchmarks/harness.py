@@ -14,6 +14,7 @@ from pathlib import Path
 
 from conveyor_runtime.bus import Bus, EmbeddedServer
 from conveyor_runtime.bus.streams import ensure_streams, stream_info
+from conveyor_runtime.kit.child import end_with_parent
 
 PYTHON = [sys.executable, "-m"]
 
@@ -48,8 +49,8 @@ async def server(sync: str) -> AsyncIterator[Server]:
 
 @contextlib.asynccontextmanager
 async def process(argv: Sequence[str], env: Mapping[str, str]) -> AsyncIterator[int]:
-    """A process for the length of the block; its pid."""
-    child = await asyncio.create_subprocess_exec(*argv, env={**os.environ, **env})
+    """A process for the length of the block, or of a benchmark that is killed; its pid."""
+    child = await asyncio.create_subprocess_exec(*argv, env={**os.environ, **env}, preexec_fn=end_with_parent())
     try:
         yield child.pid
         assert child.returncode is None, f"{' '.join(argv)} ended by itself: {child.returncode}"
