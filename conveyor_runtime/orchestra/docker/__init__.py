@@ -12,4 +12,4 @@ __all__ = ["DockerBackend", "open_backend"]
 
 async def open_backend(settings: BackendSettings) -> Backend:
     """For the registry."""
-    return await DockerBackend.open(settings.host_paths)
+    return await DockerBackend.open(settings)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Self
 
 from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, TerminalError
@@ -16,11 +15,12 @@ from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Engine
 from conveyor_runtime.orchestra.docker.container import DockerContainer
 from conveyor_runtime.orchestra.docker.helper import Helper
-from conveyor_runtime.orchestra.docker.image import require_image
+from conveyor_runtime.orchestra.docker.images import Images
 from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
 from conveyor_runtime.orchestra.docker.starting import start_container, start_sandbox
 from conveyor_runtime.orchestra.docker.volume import DockerVolume
+from conveyor_runtime.orchestra.registry import BackendSettings
 from conveyor_runtime.orchestra.status import NamespaceInfo
 from conveyor_runtime.orchestra.task import Owner, Task
 
@@ -34,22 +34,23 @@ class DockerBackend:
 
     name = "docker"
 
-    def __init__(self, engine: Engine, host_paths: Iterable[Path] = ()) -> None:
-        """`host_paths` are what tasks may mount of the engine's machine."""
+    def __init__(self, engine: Engine, settings: BackendSettings | None = None) -> None:
+        settings = settings or BackendSettings()
         self._engine = engine
-        self._host_paths = tuple(host_paths)
+        self._images = Images(engine, settings.images)
+        self._host_paths = settings.host_paths
         self._at_work: set[asyncio.Task[None]] = set()
         self.node = engine.node
 
     @classmethod
-    async def open(cls, host_paths: Iterable[Path] = ()) -> Self:
+    async def open(cls, settings: BackendSettings | None = None) -> Self:
         """Connect to the engine the docker command would use. Raises `BackendUnavailable` if it does not answer."""
-        return cls(await Engine.open(), host_paths)
+        return cls(await Engine.open(), settings)
 
     async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """See the contract."""
         await self._check(task)
-        return Prepared(await require_image(self._engine, task, on_progress))
+        return await self._images.require(task, on_progress)
 
     async def run(self, ns: str, task: Task, owner: Owner) -> DockerContainer:
         """See the contract."""
@@ -144,6 +145,7 @@ class DockerBackend:
         for task in list(self._at_work):
             task.cancel()
             await asyncio.wait([task])
+        await self._images.close()
         await self._engine.close()
 
     async def _check(self, task: Task) -> None:

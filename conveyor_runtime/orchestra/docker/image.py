@@ -1,9 +1,9 @@
-"""Have the image a task needs."""
+"""One pull of an image, and what the engine says meanwhile."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from docker.errors import DockerException
@@ -12,15 +12,15 @@ from requests import RequestException
 from conveyor_runtime.errors import BackendUnavailable, ImageNotFound, TerminalError
 from conveyor_runtime.orchestra.base import Progress
 from conveyor_runtime.orchestra.docker.client import Engine, ThreadedReader, translate
-from conveyor_runtime.orchestra.task import Task
 
-__all__ = ["PullReport", "digest_of", "pull_error", "require_image"]
+__all__ = ["PullReport", "digest_of", "pull", "pull_error"]
 
 _NOT_THERE = (
     "manifest unknown",
     "not found",
     "pull access denied",
     "unauthorized",
+    "no basic auth credentials",
     "authentication required",
     "no matching manifest",
     "denied:",
@@ -29,29 +29,15 @@ _NOT_THERE = (
 _EVERY = 5.0  # seconds between two lines about the same download
 
 
-async def require_image(engine: Engine, task: Task, on_progress: Progress) -> str:
-    """Make sure that the engine has the task's image, by its pull policy; the digest of what it has.
-
-    Raises `ImageNotFound` when there is no such image or these credentials may not read it, `BackendUnavailable`
-    when its registry could not be asked.
-    """
-    if task.pull != "always":
-        try:
-            return digest_of(await engine.call(engine.api.inspect_image, task.image))
-        except ImageNotFound as error:
-            if task.pull == "never":
-                raise ImageNotFound(f"image {task.image} is not here, and the pull policy is never") from error
-    await _pull(engine, task.image, on_progress)
-    return digest_of(await engine.call(engine.api.inspect_image, task.image))
-
-
 def digest_of(image: dict[str, Any]) -> str:
     """What names the content of an inspected image: its digest in the registry it came from, or else its id here."""
     found = [str(name).partition("@")[2] for name in image.get("RepoDigests") or ()]
     return found[0] if found else str(image["Id"])
 
 
-async def _pull(engine: Engine, image: str, on_progress: Progress) -> None:
+async def pull(engine: Engine, image: str, credentials: Mapping[str, str] | None, on_progress: Progress) -> None:
+    """Fetch the image once. `credentials` (username, password) are for its registry; None = as the docker command
+    would. Raises `ImageNotFound` or `BackendUnavailable`."""
     await on_progress(f"pulling {image}")
     items: Iterator[dict[str, Any]] | None = None
 
@@ -59,7 +45,8 @@ async def _pull(engine: Engine, image: str, on_progress: Progress) -> None:
         nonlocal items
         try:
             if items is None:
-                items = engine.api.pull(image, stream=True, decode=True)
+                engine.api.reload_config()  # somebody may have logged in meanwhile
+                items = engine.api.pull(image, stream=True, decode=True, auth_config=credentials)
             return next(items, None)
         except (DockerException, RequestException, OSError) as error:
             raise _refine(image, error) from error
