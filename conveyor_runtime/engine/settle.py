@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -22,10 +23,23 @@ _CHANGES = ("create", "update")
 
 _ABOVE = 4096
 
+#: Age from which a run that is named but not stored is lost. Whoever made it wrote it and the record that names it at
+#: once; the first may arrive last, tried again after a reconnect or a new leader, and is given up long before this.
+_LOST_AGE = timedelta(minutes=1)
+
 
 def new_run_id() -> str:
     """A UUIDv7: ids sort by the time they were made."""
     return str(uuid_utils.uuid7())
+
+
+def _is_new(run_id: str, now: datetime) -> bool:
+    """Whether this run may still be on its way into the store, by the time in its id."""
+    try:
+        made = uuid.UUID(run_id)
+    except ValueError:
+        return False
+    return made.version == 7 and abs(now.timestamp() - (made.int >> 80) / 1000) < _LOST_AGE.total_seconds()
 
 
 def run_puts(run: RunRecord) -> list[Put]:
@@ -146,10 +160,10 @@ class Settler:
         ended: dict[str, RunRecord | None] = {}
         for entry in record.entries:
             found = await self._transitions.find(entry.run_id)
-            if found is None:
+            if found is None and not _is_new(entry.run_id, now):
                 log.error("run %s of %s/%s is lost: it is not stored", entry.run_id, record.type, record.name)
                 ended[entry.run_id] = None
-            elif found.record.status.terminal:
+            elif found is not None and found.record.status.terminal:
                 ended[entry.run_id] = found.record
         return ended
 

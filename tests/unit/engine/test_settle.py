@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -231,6 +232,19 @@ async def test_a_run_that_is_named_but_not_stored_holds_nothing_up() -> None:
     settler, _ = await world.settler()
     await settler.settle("thing", "one")
     assert (await world.record()).active == entry("update2")
+
+
+@pytest.mark.parametrize(("age", "lost"), [(0.5, False), (59, False), (61, True), (-0.5, False), (-3600, True)])
+async def test_a_run_that_may_still_be_on_its_way_into_the_store_is_not_lost(age: float, lost: bool) -> None:
+    """I1: the write of a run may be tried again after a reconnect, behind the record that names it."""
+    made = int((NOW.timestamp() - age) * 1000)
+    run_id = str(uuid.UUID(int=made << 80 | 7 << 76 | 2 << 62))
+    named = Entry(run_id=run_id, event="create", generation=1)
+    world = World()
+    await world.put(Put(keys.resource("thing", "one"), owing("", generation=1).model_copy(update={"active": named})))
+    settler, _ = await world.settler()
+    await settler.settle("thing", "one")
+    assert (await world.record()).active == (None if lost else named)
 
 
 async def test_a_superseded_run_ends_before_it_leaves_the_queue() -> None:
