@@ -15,6 +15,9 @@ from tests.chaos.worker import POISONED
 #: Seconds of a freeze that outlasts the self-fence of a worker (25 s), and of one that outlasts its lease (45 s).
 _FENCED, _DEAD = 30.0, 60.0
 
+#: Seconds a process gets before it is killed again: one that is still starting has nothing in hand.
+_UP = 6.0
+
 
 class Faults:
     """`run` until `stop`; `heal` makes everything whole again."""
@@ -88,13 +91,15 @@ class Faults:
 
     def _kill(self, members: list[Member]) -> Coroutine[Any, Any, None] | None:
         member = self._pick(members)
+        if member is None or time.monotonic() - member.life.began < _UP:
+            return None
 
         async def kill() -> None:
-            if member is not None and member.alive:
+            if member.alive:
                 self._say(f"kill -9 {member.name}")
                 member.kill()
 
-        return kill() if member else None
+        return kill()
 
     def _freeze(self, seconds: float) -> Coroutine[Any, Any, None] | None:
         member = self._pick([*self._fleet.engines, *self._fleet.workers])
