@@ -12,8 +12,9 @@ from tests.chaos.journal import Line
 from tests.chaos.verdict import SLACK, Verdict, listed, named
 from tests.chaos.worker import TYPE
 
-#: Seconds after a worker's death within which somebody else must have its work, whatever else is broken meanwhile.
-TAKEN_OVER_WITHIN = 90.0
+#: Seconds after a worker's death within which somebody else must have its work, whatever else is broken meanwhile: a
+#: lease's silence, a sweep, and processes that have to start first.
+TAKEN_OVER_WITHIN = 120.0
 
 #: Seconds a connection must have been in trouble for its worker to be taken for dead, or to give up by itself.
 _CUT_OFF = 15.0

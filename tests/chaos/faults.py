@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from tests.chaos import journal
 from tests.chaos.fleet import Fleet, Member, Span
 from tests.chaos.worker import POISONED
 
@@ -106,9 +107,11 @@ class Faults:
         return self._frozen(member, seconds) if member else None
 
     def _freeze_long(self, left: float) -> Coroutine[Any, Any, None] | None:
-        """Never so late that the end would wait for it, and never both of a kind."""
+        """A worker in the middle of its work; never so late that the end would wait for it, and never both of a
+        kind."""
         seconds = self._rng.choice((_FENCED, _DEAD) if left > _DEAD else (_FENCED,))
-        member = self._pick([*self._fleet.engines[:1], *self._fleet.workers[:4]])
+        busy = journal.at_work(self._fleet.journal)
+        member = self._pick([it for it in self._fleet.workers if it.life.pid in busy] or self._fleet.engines[:1])
         if member is None or seconds > left or any(_kind(other) == _kind(member) for other in self._long):
             return None
         return self._frozen(member, seconds, long=True)

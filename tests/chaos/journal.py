@@ -54,3 +54,10 @@ def read(path: Path) -> list[Line]:
     if not path.exists():
         return []
     return sorted((Line(**json.loads(text)) for text in path.read_text().splitlines()), key=lambda line: line.at)
+
+
+def at_work(path: Path) -> set[int]:
+    """Processes that have started more than they have ended."""
+    lines = read(path)
+    ended = {line.numbers for line in lines if line.kind == "end"}
+    return {line.pid for line in lines if line.kind == "start" and line.numbers not in ended}
