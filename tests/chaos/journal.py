@@ -50,10 +50,9 @@ def write(**fields: Any) -> None:
 
 
 def read(path: Path) -> list[Line]:
-    """All lines, oldest first."""
-    if not path.exists():
-        return []
-    return sorted((Line(**json.loads(text)) for text in path.read_text().splitlines()), key=lambda line: line.at)
+    """All lines, oldest first; one that is just being written is left out."""
+    texts = path.read_text().split("\n")[:-1] if path.exists() else []
+    return sorted((Line(**json.loads(text)) for text in texts), key=lambda line: line.at)
 
 
 def at_work(path: Path) -> set[int]:
