@@ -33,6 +33,7 @@ from typing import IO, Any
 
 from docker.client import DockerClient
 
+from tests.support.go import GoBuildError, build
 from tests.support.required import UnknownPartError, required
 
 START_TIMEOUT = 60.0
@@ -64,6 +65,7 @@ def prepared(command: list[str]) -> list[str]:
     answers = docker_answers()
     installed = install_missing(with_docker=not answers)
     make_guest()
+    build_go_programs()
     if not answers and "docker.io" in installed:
         answers = wait_until(docker_answers, 5.0)  # the package may have started its service
     if not answers:
@@ -83,6 +85,16 @@ def make_guest() -> None:
     done = subprocess.run(build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode != 0:
         say("the guest of the qemu tests cannot be made:\n" + tail(done.stdout))
+
+
+def build_go_programs() -> None:
+    """Build the programs of `tests/interop`: here, where there is a network for what they need."""
+    if not has("go"):
+        return
+    try:
+        build()
+    except GoBuildError as error:
+        say("the Go programs of tests/interop cannot be built:\n" + tail(str(error)))
 
 
 def say(text: str) -> None:
