@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         TerminalError,
     )
     from conveyor_runtime.models import DriverResult, Resource, ResourceDefinition
-    from conveyor_runtime.reconcile import Driver, DriverLogger, DriverManager, RunContext, driver
+    from conveyor_runtime.reconcile import Driver, DriverLogger, DriverManager, RateLimit, RunContext, driver
 
 __version__ = "0.1.0.dev0"
 
@@ -29,6 +29,7 @@ _HOMES = {
     "DriverLogger": "reconcile",
     "DriverManager": "reconcile",
     "DriverResult": "models",
+    "RateLimit": "reconcile",
     "Resource": "models",
     "ResourceDefinition": "models",
     "RetryableError": "errors",
@@ -46,6 +47,7 @@ __all__ = [
     "DriverLogger",
     "DriverManager",
     "DriverResult",
+    "RateLimit",
     "Resource",
     "ResourceDefinition",
     "RetryableError",

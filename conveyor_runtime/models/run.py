@@ -195,7 +195,8 @@ class DriverRecord(Model):
     """`driver.<name>`: what a driver serves. `nodes` are those that have ever had an instance of a sandbox driver.
 
     `resync_period` is how many seconds its resources may go unseen; None = for ever. `max_concurrent` is how many runs
-    all its processes together work on at once; None = as many as they have slots.
+    all its processes together work on at once; None = as many as they have slots. `rate_limit` says how often one may
+    begin.
     """
 
     name: str
@@ -207,6 +208,7 @@ class DriverRecord(Model):
     nodes: tuple[str, ...] = ()
     resync_period: float | None = None
     max_concurrent: int | None = None
+    rate_limit: str = ""
 
     @property
     def foreign(self) -> bool:
@@ -216,6 +218,12 @@ class DriverRecord(Model):
     def takes(self, type_: str, event: str) -> bool:
         """Whether it asked for `event` of resources of this type."""
         return type_ in self.types and ("*" in self.events or event in self.events)
+
+
+class RateState(Model):
+    """`rate.<driver>`: when the token bucket of its rate limit would be full again."""
+
+    full_at: datetime
 
 
 class Meta(Model):

@@ -9,11 +9,13 @@ from conveyor_runtime.reconcile.driver import Driver, driver
 from conveyor_runtime.reconcile.loader import installed_drivers, load_driver
 from conveyor_runtime.reconcile.logger import DriverLogger
 from conveyor_runtime.reconcile.manager import DriverManager
+from conveyor_runtime.reconcile.rate import RateLimit
 
 __all__ = [
     "Driver",
     "DriverLogger",
     "DriverManager",
+    "RateLimit",
     "RunContext",
     "driver",
     "installed_drivers",

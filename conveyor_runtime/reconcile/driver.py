@@ -11,6 +11,7 @@ from typing import Any, Literal, get_type_hints
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.models import NAME_RULE, DriverRecord, Resource, is_name
 from conveyor_runtime.reconcile.context import RunContext
+from conveyor_runtime.reconcile.rate import RateLimit
 
 EVENTS = ("create", "update", "delete", "resync")
 
@@ -37,6 +38,10 @@ class Driver:
     killed counts for up to half a minute more. Not for drivers with `sandbox`: what they may do at once is a matter of
     each node.
 
+    `rate_limit` bounds how often a run begins in all its processes together: `10/s`, `30/m`, or a `RateLimit` with a
+    burst. What must wait for it holds no slot. Meant for what is scarce: a process looks for one run after another, so
+    that hundreds a second are more than it begins.
+
     Raises ConfigError, saying what is wrong, if it could never work.
     """
 
@@ -50,6 +55,7 @@ class Driver:
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resync_period: float | None = None
     max_concurrent: int | None = None
+    rate_limit: str | RateLimit | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resources", tuple(self.resources))
@@ -74,6 +80,8 @@ class Driver:
             raise ConfigError(
                 f"driver {self.name}: max_concurrent must be at least 1, and is not for drivers with sandbox"
             )
+        if self.rate_limit is not None:
+            object.__setattr__(self, "rate_limit", RateLimit.of(self.rate_limit))
         if not callable(self.reconcile):
             raise ConfigError(f"driver {self.name}: reconcile must be a function")
         if len(self._parameters) < 4:
@@ -133,6 +141,7 @@ class Driver:
             nodes=nodes,
             resync_period=self.resync_period,
             max_concurrent=self.max_concurrent,
+            rate_limit=str(self.rate_limit or ""),
         )
 
 
@@ -143,6 +152,7 @@ def driver(
     direct: bool = True,
     resync_period: float | None = None,
     max_concurrent: int | None = None,
+    rate_limit: str | RateLimit | None = None,
 ) -> Callable[[Reconcile], Driver]:
     """Decorator form: `@driver("my-driver", "my-type")` above a reconcile function makes it a `Driver`."""
 
@@ -155,6 +165,7 @@ def driver(
             direct=direct,
             resync_period=resync_period,
             max_concurrent=max_concurrent,
+            rate_limit=rate_limit,
         )
 
     return wrap

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from conveyor_runtime.bus import Bus, Committer, Delivery, Puller, Slots, subjects
 from conveyor_runtime.bus.guard import guard_streams
+from conveyor_runtime.bus.rated import RatedSlots
 from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.errors import BusUnavailable, InfrastructureError
@@ -22,6 +23,7 @@ from conveyor_runtime.reconcile.invoke import Stop, Threads
 from conveyor_runtime.reconcile.janitor import Janitor
 from conveyor_runtime.reconcile.lease import Lease, LeaseLostError
 from conveyor_runtime.reconcile.plain import PlainDispatch
+from conveyor_runtime.reconcile.rate import RateGate, RateLimit
 from conveyor_runtime.reconcile.registration import Registration
 from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import State
@@ -96,6 +98,7 @@ class DriverManager:
         self.ready = asyncio.Event()
         self._gave_up = False
         self._fenced = False
+        self._gate: RateGate | None = None
 
     @property
     def stuck(self) -> bool:
@@ -112,7 +115,7 @@ class DriverManager:
         """Register, work, drain."""
         await self._registration.register()
         await self._lease.renew()
-        slots = Slots(self._settings.concurrency)
+        slots = self._slots()
         pullers = [
             Puller(self._deps.bus, MESSAGES, consumer, slots, on_missing=make)
             for consumer, make in self._registration.consumers().items()
@@ -144,6 +147,14 @@ class DriverManager:
             await unsubscribe()
             self._executor.shutdown(wait=False, cancel_futures=True)
 
+    def _slots(self) -> Slots:
+        limit = self._driver.rate_limit
+        if limit is None:
+            return Slots(self._settings.concurrency)
+        slots = RatedSlots(self._settings.concurrency)
+        self._gate = RateGate(self._driver.name, RateLimit.of(limit), self._deps.state, slots)
+        return slots
+
     # -- loops ---------------------------------------------------------------------------------------------------
 
     async def _pull(self, puller: Puller) -> None:
@@ -156,7 +167,8 @@ class DriverManager:
     async def _handle(self, delivery: Delivery) -> None:
         """One delivery, whatever happens: a failure of ours gives it back instead of blocking others."""
         try:
-            await self._dispatch.handle(delivery)
+            if self._gate is None or await self._gate.lets_pass(delivery):
+                await self._dispatch.handle(delivery)
         except InfrastructureError as error:
             log.warning("a delivery on %s is given back: %s", delivery.subject, error)
             await delivery.nak(2.0)

@@ -46,6 +46,11 @@ def driver(name: str) -> str:
     return f"driver.{name}"
 
 
+def rate(driver: str) -> str:
+    """The token bucket of a driver."""
+    return f"rate.{driver}"
+
+
 def definition(type_: str) -> str:
     """A resource definition."""
     return f"definition.{type_}"

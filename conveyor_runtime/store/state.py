@@ -16,6 +16,7 @@ from conveyor_runtime.models import (
     Instance,
     Meta,
     Model,
+    RateState,
     Resource,
     ResourceDefinition,
     ResourceRecord,
@@ -128,6 +129,10 @@ class State:
     async def driver(self, name: str) -> Versioned[DriverRecord] | None:
         """A driver's record, from the leader."""
         return await self._read(keys.driver(name), DriverRecord)
+
+    async def rate(self, driver: str) -> Versioned[RateState] | None:
+        """A driver's token bucket, from the leader."""
+        return await self._read(keys.rate(driver), RateState)
 
     async def definition(self, type_: str) -> Versioned[ResourceDefinition] | None:
         """A definition, from the leader."""

@@ -59,6 +59,8 @@ class Called:
         ({"events": ("create", "created")}, r"events must be among create, .* not \['created'\]"),
         ({"events": ()}, "events must be among"),
         ({"resync_period": 0, "events": "*"}, "resync_period must be above 0"),
+        ({"rate_limit": "ten a minute"}, "write a number and a unit like 10/s"),
+        ({"rate_limit": "0/s"}, "must be above 0"),
         ({"max_concurrent": 0}, "max_concurrent must be at least 1"),
         ({"max_concurrent": 2, "sandbox": True}, "not for drivers with sandbox"),
         ({"resync_period": 60}, "only for direct drivers that take resync"),

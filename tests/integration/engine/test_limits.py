@@ -1,0 +1,47 @@
+"""What a driver's limits promise over all its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from conveyor_runtime.models import Resource
+from conveyor_runtime.reconcile import Driver, DriverLogger, RateLimit
+from tests.support.cluster import Cluster
+
+
+async def test_runs_begin_no_faster_than_the_rate_limit_over_three_processes(cluster: Cluster) -> None:
+    starts: list[float] = []
+
+    async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
+        starts.append(time.time())
+
+    await cluster.define("thing")
+    for _ in range(3):
+        await cluster.add(Driver("d", ("thing",), reconcile, rate_limit=RateLimit(5, burst=3)), concurrency=4)
+    began = time.time()
+    posts = await asyncio.gather(*(cluster.post("thing", f"t{number}") for number in range(15)))
+    for accepted in posts:
+        assert (await cluster.ended(accepted.run_id, 30)).status == "Succeeded"
+    early = [number for number, at in enumerate(sorted(starts)) if at < began + (number - 2) / 5]
+    assert len(starts) == 15 and not early
+    assert max(starts) - began < 12, "tokens are not wasted"
+
+
+async def test_what_waits_for_a_token_holds_no_slot(cluster: Cluster) -> None:
+    seen: list[str] = []
+
+    async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
+        seen.append(payload.name)
+
+    await cluster.define("thing")
+    manager = await cluster.add(Driver("d", ("thing",), reconcile, rate_limit="6/m"), concurrency=1)
+    first = (await cluster.post("thing", "one")).run_id
+    await cluster.ended(first)
+    second = (await cluster.post("thing", "two")).run_id
+    async with asyncio.timeout(10):
+        while manager._gate is None or manager._gate._slots._pause is None:
+            await asyncio.sleep(0.02)
+    assert manager._gate._slots._rest == 1 and manager._dispatch.jobs == {}
+    assert cluster.run(second).status == "Pending"
+    assert seen == ["one"]
