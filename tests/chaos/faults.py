@@ -29,6 +29,7 @@ class Faults:
         self._say = say
         self._under_way: set[asyncio.Task[None]] = set()
         self._long: set[Member] = set()
+        self._dying = False
         self.counts: dict[str, int] = {}
         self.exits: list[str] = []
 
@@ -51,7 +52,7 @@ class Faults:
         while time.monotonic() < until:
             kinds: dict[str, tuple[int, Callable[[float], Coroutine[Any, Any, None] | None]]] = {
                 "kill a worker": (18, lambda left: self._kill(self._fleet.workers)),
-                "kill an engine": (7, lambda left: self._kill(self._fleet.engines)),
+                "kill an engine": (7, lambda left: self._kill(self._watchers)),
                 "freeze": (14, lambda left: self._freeze(self._rng.uniform(0.3, 6.0))),
                 "freeze long": (10, lambda left: self._freeze_long(left)),
                 "cut": (12, lambda left: self._cut()),
@@ -88,6 +89,12 @@ class Faults:
         for outage in self._fleet.outages:
             outage.end = outage.end or time.monotonic()
 
+    @property
+    def _watchers(self) -> list[Member]:
+        """The engines that may be broken: none while a worker is frozen for so long that they must find it dead, which
+        takes them 45 s of their own undisturbed watching."""
+        return [] if self._dying else self._fleet.engines
+
     # -- processes -----------------------------------------------------------------------------------------------
 
     def _kill(self, members: list[Member]) -> Coroutine[Any, Any, None] | None:
@@ -103,7 +110,7 @@ class Faults:
         return kill()
 
     def _freeze(self, seconds: float) -> Coroutine[Any, Any, None] | None:
-        member = self._pick([*self._fleet.engines, *self._fleet.workers])
+        member = self._pick([*self._watchers, *self._fleet.workers])
         return self._frozen(member, seconds) if member else None
 
     def _freeze_long(self, left: float) -> Coroutine[Any, Any, None] | None:
@@ -111,8 +118,8 @@ class Faults:
         kind."""
         seconds = self._rng.choice((_FENCED, _DEAD) if left > _DEAD else (_FENCED,))
         busy = journal.at_work(self._fleet.journal)
-        member = self._pick([it for it in self._fleet.workers if it.life.pid in busy] or self._fleet.engines[:1])
-        if member is None or seconds > left or any(_kind(other) == _kind(member) for other in self._long):
+        member = self._pick([it for it in self._fleet.workers if it.life.pid in busy] or [*self._watchers])
+        if member is None or seconds > left or self._dying or any(_kind(it) == _kind(member) for it in self._long):
             return None
         return self._frozen(member, seconds, long=True)
 
@@ -121,28 +128,33 @@ class Faults:
         member.freeze()
         if long:
             self._long.add(member)
+        self._dying = self._dying or seconds == _DEAD
         try:
             await asyncio.sleep(seconds)
         finally:
             member.thaw()
             self._long.discard(member)
+            if seconds == _DEAD:
+                self._dying = False
 
     def _pick(self, members: list[Member]) -> Member | None:
         """Any, if it is not under another fault."""
+        if not members:
+            return None
         member = self._rng.choice(members)
         return member if member.alive and not member.frozen and not _is_bent(member) else None
 
     # -- connections ---------------------------------------------------------------------------------------------
 
     async def _cut(self) -> None:
-        member = self._rng.choice([*self._fleet.engines, *self._fleet.workers])
+        member = self._rng.choice([*self._watchers, *self._fleet.workers])
         self._say(f"cut the connection of {member.name}")
         member.trouble.append(Span("cut", time.monotonic(), time.monotonic()))
         assert member.proxy is not None
         member.proxy.cut()
 
     def _bend(self, how: str, left: float) -> Coroutine[Any, Any, None] | None:
-        member = self._pick([*self._fleet.engines, *self._fleet.workers])
+        member = self._pick([*self._watchers, *self._fleet.workers])
         ways = self._rng.choice((("up",), ("down",), ("up", "down")))
         seconds = self._rng.choices((self._rng.uniform(0.5, 8.0), self._rng.uniform(8.0, 55.0)), (85, 15))[0]
         delay = self._rng.uniform(0.005, 0.2)
@@ -179,7 +191,7 @@ class Faults:
     def _outage(self, *, kill: bool) -> Coroutine[Any, Any, None] | None:
         server = self._rng.choice(self._fleet.servers)
         seconds = self._rng.uniform(0.1, 4.0)
-        if any(not it.alive or not it.wanted or it.frozen for it in self._fleet.servers):
+        if not self._watchers or any(not it.alive or not it.wanted or it.frozen for it in self._fleet.servers):
             return None
         return self._killed(server, seconds) if kill else self._frozen_server(server, seconds)
 
