@@ -21,7 +21,8 @@ _HEAD = """\
 # Results
 
 Every run of `make bench` appends here what it measured, newest last. Compare the ratios within a row: their parts
-were measured in the same minutes, while two rows may come from busier and quieter hours.
+were measured in the same minutes, while two rows may come from busier and quieter hours. Where the load was above the
+number of cores, others were at work on the machine, and the wall's clock says less than the CPU's.
 
 | when | benchmark | setting | measured | machine and versions |
 |---|---|---|---|---|
@@ -32,6 +33,7 @@ _PACKAGES = ("nats-py", "uvloop", "faststream", "taskiq-nats")
 
 def row(what: str, setting: str, figures: Mapping[str, float]) -> None:
     """One line of figures; `setting` says the durability, `always` or a sync interval."""
+    _introduce()
     text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
     print(f"{what:<12} {setting:<8} {text}", flush=True)
     _keep(what, setting, "; ".join(f"{name} **{value:.4g}**" for name, value in figures.items()))
@@ -52,6 +54,11 @@ def _keep(what: str, setting: str, text: str) -> None:
     now, load = f"{datetime.now(UTC):%Y-%m-%d %H:%M}", f"load {os.getloadavg()[0]:.1f}"
     with RESULTS.open("a") as file:
         file.write(f"| {now} | {what} | {setting} | {text} | {load}; {place()} |\n")
+
+
+@cache
+def _introduce() -> None:
+    print(place(), flush=True)
 
 
 @cache
