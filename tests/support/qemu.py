@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
 import os
+import secrets
 import shutil
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import pytest
 
@@ -17,8 +24,9 @@ from conveyor_runtime.orchestra.qemu.images import default_directory
 from conveyor_runtime.testing import Place
 from tests.support.required import missing
 
-__all__ = ["QemuPlace", "guest_image", "qemu_place", "qemu_processes"]
+__all__ = ["QemuPlace", "Shared", "guest_image", "qemu_place", "qemu_processes", "shared_machines"]
 
+_PREFIX = "conveyor-qemu-"
 _SLEEPING = r"""
 for file in /proc/[0-9]*/cmdline; do
   words=$(tr '\000' ' ' < "$file" 2> /dev/null)
@@ -43,18 +51,56 @@ def guest_image() -> Path:
     return directory
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the tests of one session have in common, so that most of them find a machine that runs already."""
+
+    root: Path
+    images: Path
+    installation: str
+
+
 class QemuPlace(Place):
-    """Counts processes in the machines of all namespaces it gave out."""
+    """Looks into machines, and lets the one of the usual namespace go on, emptied, for the next test."""
+
+    def __init__(self, shared: Shared, host_paths: tuple[Path, ...]) -> None:
+        async def open_backend() -> Backend:
+            return QemuBackend(shared.root, shared.images, host_paths)
+
+        super().__init__(open_backend, image="small")
+        self.installation = shared.installation
 
     async def sleeping(self, number: str) -> int:
-        backend = self.backend
-        assert isinstance(backend, QemuBackend)
         found = 0
         for ns in self._used:
-            machine = backend._fleet.find(ns)
+            machine = self._qemu._fleet.find(ns)
             if machine is not None:
                 found += len((await machine[0].guest.run(_SLEEPING, number)).splitlines())
         return found
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        usual = self.ns()
+        if error is None and await self._emptied(usual):
+            self._used.discard(usual)
+        await super().__aexit__(kind, error, at)
+
+    async def _emptied(self, ns: str) -> bool:
+        """Remove what is in the namespace; False if its machine is not what any task could use."""
+        layout, found = self._qemu._layout, self._qemu._fleet.find(ns)
+        if found is None or found[1].network or found[1].exports:
+            return False
+        for task_id in layout.tasks(ns):
+            await (await self._qemu.get(ns, task_id)).cleanup()
+        for name in layout.volumes(ns):
+            await self._qemu.volume(ns, name).cleanup()
+        return True
+
+    @property
+    def _qemu(self) -> QemuBackend:
+        assert isinstance(self.backend, QemuBackend)
+        return self.backend
 
 
 def qemu_processes(root: Path) -> list[str]:
@@ -70,12 +116,36 @@ def qemu_processes(root: Path) -> list[str]:
     return found
 
 
+@pytest.fixture(scope="session")
+def shared_machines(guest_image: Path) -> Iterator[Shared]:
+    """Ends, after the last test, what the tests left running for each other; and what a session left that was killed,
+    known by its lock that nobody holds."""
+    places = Path(tempfile.gettempdir())
+    for old in places.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), (old / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _end_all(old / "root", guest_image)
+            shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder, Path(folder, "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shared = Shared(Path(folder, "root"), guest_image, f"t{secrets.token_hex(4)}")
+        yield shared
+        _end_all(shared.root, guest_image)
+        assert not qemu_processes(shared.root)
+
+
+def _end_all(root: Path, images: Path) -> None:
+    async def close() -> None:
+        backend = QemuBackend(root, images)
+        for home in list(root.glob("cv-*")):
+            await backend.close_namespace(home.name, grace=0)
+        await backend.close()
+
+    asyncio.run(close())
+
+
 @pytest.fixture
-async def qemu_place(guest_image: Path, tmp_path: Path) -> AsyncIterator[QemuPlace]:
-    """A root of its own; the image and its frozen machines are shared."""
-
-    async def open_backend() -> Backend:
-        return QemuBackend(tmp_path / "qemu", guest_image, host_paths=(tmp_path / "host",))
-
-    async with QemuPlace(open_backend, image="small") as place:
+async def qemu_place(shared_machines: Shared, tmp_path: Path) -> AsyncIterator[QemuPlace]:
+    """A place whose tasks may mount what is below `tmp_path`/host."""
+    async with QemuPlace(shared_machines, host_paths=(tmp_path / "host",)) as place:
         yield place

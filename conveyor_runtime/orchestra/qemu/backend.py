@@ -104,7 +104,11 @@ class QemuBackend:
             raise TerminalError("the qemu backend cannot limit the size of a volume")
         async with locked(self._layout.lock(ns)):
             self._make_volume(ns, check_task_id(name), owner)
-        return QemuVolume(name, lambda: self._remove_volume(ns, name))
+        return self.volume(ns, name)
+
+    def volume(self, ns: str, name: str) -> QemuVolume:
+        """The volume of that name, whether it is there or not."""
+        return QemuVolume(name, lambda: self._machine_for(ns, name), lambda: self._remove_volume(ns, name))
 
     async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
         """See the contract."""
@@ -175,6 +179,16 @@ class QemuBackend:
         if self._layout.read_volume(ns, name) is None:
             (self._layout.vm(ns) / SHARE / VOLUMES / name).mkdir(parents=True, exist_ok=True)
             self._layout.write_volume(ns, name, VolumeMeta(owner, datetime.now(UTC)))
+
+    async def _machine_for(self, ns: str, volume: str) -> Vm:
+        """The machine of the namespace, to get at the volume."""
+        if not self._layout.home(ns).is_dir():
+            raise Gone(f"volume {volume} was removed")
+        async with locked(self._layout.lock(ns)):
+            if self._layout.read_volume(ns, volume) is None:
+                raise Gone(f"volume {volume} was removed")
+            found = self._fleet.find(ns) or await self._fleet.ensure(ns, Task(id="volumes"))
+            return found[0]
 
     async def _remove_volume(self, ns: str, name: str) -> None:
         if not self._layout.home(ns).is_dir():

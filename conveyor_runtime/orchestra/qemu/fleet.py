@@ -8,7 +8,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from conveyor_runtime.errors import BackendError
+from conveyor_runtime.errors import BackendError, TerminalError
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.base import Progress
@@ -56,12 +56,16 @@ class Fleet:
         return known, meta
 
     async def ensure(self, ns: str, task: Task) -> tuple[Vm, VmMeta]:
-        """The machine of the namespace, started if it does not live. Raises `TerminalError` if it is there and cannot
-        be what the task asks for."""
+        """The machine of the namespace, started if it does not live. Raises `TerminalError` if it is there, has other
+        tasks, and cannot be what this one asks for."""
         found = self.find(ns)
         if found is not None:
-            check_fits(task, self._machines.image(task), found[1])
-            return found
+            try:
+                check_fits(task, self._machines.image(task), found[1])
+                return found
+            except TerminalError:
+                if self._layout.tasks(ns):
+                    raise
         return await finish(self._start(ns, task))
 
     async def end(self, ns: str, grace: float) -> None:

@@ -29,6 +29,8 @@ class Guest:
         if ran.code != 0:
             said = ran.err.decode(errors="replace").strip() or f"code {ran.code}"
             raise ScriptFailed(f"the guest cannot do it: {said}")
+        if ran.truncated:
+            raise BackendError("the guest said more than its agent passes on")
         return ran.out.decode(errors="replace")
 
     async def settle(self) -> None:

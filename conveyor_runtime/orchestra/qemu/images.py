@@ -48,7 +48,9 @@ def find_image(reference: str, directory: Path) -> Image:
     if reference in ("", SMALL):
         return _small(directory)
     if not reference.startswith("/"):
-        raise ImageNotFound(f"the qemu backend boots {SMALL!r} or a disk by its absolute path, and {reference!r} is neither")
+        raise ImageNotFound(
+            f"the qemu backend boots {SMALL!r} or a disk by its absolute path, and {reference!r} is neither"
+        )
     return _disk(Path(reference))
 
 

@@ -10,9 +10,9 @@ import pytest
 import uvloop
 
 from conveyor_runtime.testing import Place
-from tests.support.qemu import QemuPlace, guest_image, qemu_place
+from tests.support.qemu import QemuPlace, guest_image, qemu_place, shared_machines
 
-__all__ = ["guest_image", "qemu_place"]
+__all__ = ["guest_image", "qemu_place", "shared_machines"]
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

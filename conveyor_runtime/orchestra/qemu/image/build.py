@@ -41,6 +41,7 @@ def build(directory: Path, say: Say) -> bool:
     for tool, package in _TOOLS.items():
         if shutil.which(tool, path=_path()) is None:
             raise ConfigError(f"there is no {tool} here; apt-get install {package}")
+    packages.check_tools()
     kernel = packages.current_kernel()
     names = [kernel, "qemu-guest-agent", *packages.libraries_of("qemu-guest-agent")]
     names = sorted({*names, "busybox-static", "util-linux", "libcap-ng0"})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, BackendUnavailable, ConfigError
 
-__all__ = ["Package", "Say", "candidates", "current_kernel", "fetch", "libraries_of", "unpack"]
+__all__ = ["Package", "Say", "candidates", "check_tools", "current_kernel", "fetch", "libraries_of", "unpack"]
 
 Say = Callable[[str], None]
 """Takes one line for a person to read."""
@@ -30,15 +30,18 @@ class Package:
     digest: str
 
 
-def candidates(names: Sequence[str]) -> list[Package]:
-    """The versions apt would fetch, without fetching. Raises `ConfigError` without apt, or for a package that apt's
-    lists do not have."""
+def check_tools() -> None:
+    """Raise `ConfigError` where there is no apt."""
     absent = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if absent:
         raise ConfigError(
             f"a guest image is made from Debian packages, and there is no {', '.join(absent)} here; "
             "make it on a Debian machine and copy its directory"
         )
+
+
+def candidates(names: Sequence[str]) -> list[Package]:
+    """The versions apt would fetch, without fetching. Raises `ConfigError` for a package that its lists do not have."""
     said = _run(["apt-get", "download", "--print-uris", *names], f"apt does not know {', '.join(names)}")
     found = [_URI.match(line) for line in said.splitlines()]
     return sorted((Package(m["file"], int(m["size"]), m["digest"] or "") for m in found if m), key=lambda it: it.file)
