@@ -116,9 +116,10 @@ class Faults:
     def _freeze_long(self, left: float) -> Coroutine[Any, Any, None] | None:
         """A worker in the middle of its work; never so late that the end would wait for it, and never both of a
         kind."""
-        seconds = self._rng.choice((_FENCED, _DEAD) if left > _DEAD else (_FENCED,))
-        busy = journal.at_work(self._fleet.journal)
-        member = self._pick([it for it in self._fleet.workers if it.life.pid in busy] or [*self._watchers])
+        pids = journal.at_work(self._fleet.journal)
+        busy = [it for it in self._fleet.workers if it.life.pid in pids]
+        seconds = _DEAD if busy and left > _DEAD else _FENCED
+        member = self._pick(busy or [*self._watchers])
         if member is None or seconds > left or self._dying or any(_kind(it) == _kind(member) for it in self._long):
             return None
         return self._frozen(member, seconds, long=True)
