@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conveyor_runtime.errors import ImageNotFound, TerminalError
 from conveyor_runtime.models import DriverResult, Resource
-from conveyor_runtime.orchestra import Task, sandboxes_of
+from conveyor_runtime.orchestra import Limits, Task, sandboxes_of
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
 from drivers.sandboxes import SANDBOX, ContainerRef, owner_of, run_namespace
 from drivers.spec import TYPES, BuildSpec, backend_of
@@ -45,6 +45,11 @@ async def reconcile(
     return DriverResult(success=True, message=f"{where} is running", data=ref.model_dump(by_alias=True))
 
 
+def uses(payload: Resource[BuildSpec]) -> Limits:
+    """What a build holds of its node: what it may use at most."""
+    return payload.spec.limits.as_limits()
+
+
 driver = Driver(
     name="container-start",
     resources=TYPES,
@@ -52,4 +57,5 @@ driver = Driver(
     sandbox=True,
     direct=False,
     backend_of=backend_of,
+    uses=uses,
 )

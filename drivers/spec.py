@@ -11,7 +11,18 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 from conveyor_runtime.models import Duration, Model, Resource
 from conveyor_runtime.orchestra import Limits
 
-__all__ = ["TYPES", "BuildLimits", "BuildSpec", "backend_of", "parse_cpu", "parse_env", "parse_memory"]
+__all__ = [
+    "TYPES",
+    "BuildLimits",
+    "BuildSpec",
+    "Env",
+    "Seconds",
+    "Text",
+    "backend_of",
+    "parse_cpu",
+    "parse_env",
+    "parse_memory",
+]
 
 TYPES = ("ci-build", "flutter-builder")
 
@@ -82,9 +93,9 @@ def _no_nul(text: str) -> str:
     return text
 
 
-_Text = Annotated[str, AfterValidator(_no_nul)]
+Text = Annotated[str, AfterValidator(_no_nul)]
 _Scalar = {"type": ["string", "number", "boolean"]}
-_Env = Annotated[
+Env = Annotated[
     dict[str, str],
     BeforeValidator(parse_env),
     WithJsonSchema(
@@ -113,7 +124,7 @@ _Memory = Annotated[
     BeforeValidator(parse_memory),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _MEMORY_PATTERN}]}),
 ]
-_Seconds = Annotated[
+Seconds = Annotated[
     Duration,
     WithJsonSchema(
         {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": _DURATION_PATTERN}]}
@@ -147,16 +158,16 @@ class BuildSpec(Model):
 
     model_config = ConfigDict(extra="allow", json_schema_extra=_with_branch)
 
-    repository: _Text = Field(min_length=1, max_length=4096, description="What git can clone from.")
-    ref: _Text | None = Field(default=None, description="Branch, tag or commit; default: the repository's own.")
-    image: _Text | None = Field(default=None, description="Image the commands run in; native has none.")
-    env: _Env = Field(default_factory=dict, description="Environment of the commands.")
-    commands: list[Annotated[_Text, Field(min_length=1)]] = Field(
+    repository: Text = Field(min_length=1, max_length=4096, description="What git can clone from.")
+    ref: Text | None = Field(default=None, description="Branch, tag or commit; default: the repository's own.")
+    image: Text | None = Field(default=None, description="Image the commands run in; native has none.")
+    env: Env = Field(default_factory=dict, description="Environment of the commands.")
+    commands: list[Annotated[Text, Field(min_length=1)]] = Field(
         default_factory=list, description="Each is run by sh -c; the first one that fails ends the build."
     )
-    workdir: _Text = Field(default="", description="Where the commands run, relative to the repository's root.")
+    workdir: Text = Field(default="", description="Where the commands run, relative to the repository's root.")
     limits: BuildLimits = Field(default_factory=BuildLimits)
-    timeout: _Seconds | None = Field(default=None, description="For all commands together: seconds, or 90s, 5m, 1h30m.")
+    timeout: Seconds | None = Field(default=None, description="For all commands together: seconds, or 90s, 5m, 1h30m.")
     backend: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="docker, native, ...")
     submodules: bool = False
     depth: int = Field(default=1, ge=0, description="Commits of history to fetch; 0 = all.")

@@ -115,6 +115,8 @@ class Owner:
     step: str
     attempt: int
     takeover: int
+    resource: str = ""
+    """`type/name/id` of the resource it belongs to, if it outlives the run that made it."""
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,12 @@ class Janitor:
 
         Raises InfrastructureError when the store cannot tell.
         """
-        found = await self._state.run(info.run_id)
         now = utc_now()
+        services = [owner.resource for owner in info.owners if owner.resource]
+        if services:
+            # It outlives the run that made it, but not its resource; one of the same name made later is another.
+            return now - info.created_at > _YOUNG and not any([await self._is_there(service) for service in services])
+        found = await self._state.run(info.run_id)
         if found is None:
             return now - info.created_at > _YOUNG
         run = found.record
@@ -60,6 +64,12 @@ class Janitor:
             return run.finished_at is not None and now - run.finished_at > GRACE
         owners = [owner for owner in info.owners if owner.run_id == info.run_id]
         return bool(owners) and all([await self._moved_away(owner, backend) for owner in owners])
+
+    async def _is_there(self, service: str) -> bool:
+        type_, _, rest = service.partition("/")
+        name, _, identity = rest.rpartition("/")
+        found = await self._state.resource(type_, name)
+        return found is not None and found.record.id == identity
 
     async def _moved_away(self, owner: Owner, backend: Backend) -> bool:
         """Whether the step that made this was taken over, and the worker that has it now is on another node."""

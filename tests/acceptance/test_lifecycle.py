@@ -14,7 +14,7 @@ import pytest
 
 from tests.acceptance.world import CONVEYOR, World, build, clean_environment, eventually
 
-SHIPPED = ["builder", "container-start", "container-stop", "git-cloner"]
+SHIPPED = ["builder", "container-run", "container-start", "container-stop", "git-cloner"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

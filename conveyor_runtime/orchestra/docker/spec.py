@@ -35,6 +35,7 @@ LABEL = "conveyor."
 USER = f"{LABEL}user"
 KIND = f"{LABEL}kind"
 DIGEST = f"{LABEL}digest"
+_RESOURCE = f"{LABEL}resource"
 _TIMES = (f"{LABEL}timeout", f"{LABEL}grace")
 _TMPFS = "rw,nosuid,nodev,mode=1777"
 EXECS = "/.conveyor"
@@ -103,6 +104,7 @@ def labels(ns: str, task_id: str, owner: Owner, kind: str) -> dict[str, str]:
         f"{LABEL}step": owner.step,
         f"{LABEL}attempt": str(owner.attempt),
         f"{LABEL}takeover": str(owner.takeover),
+        **({_RESOURCE: owner.resource} if owner.resource else {}),
         KIND: kind,
     }
 
@@ -127,6 +129,7 @@ def owner_of(found: dict[str, str]) -> Owner:
         step=found.get(f"{LABEL}step", ""),
         attempt=_number(found.get(f"{LABEL}attempt")),
         takeover=_number(found.get(f"{LABEL}takeover")),
+        resource=found.get(_RESOURCE, ""),
     )
 
 

@@ -123,7 +123,7 @@ def test_shipped_definition_has_the_schema_of_the_model() -> None:
 
 
 def test_shipped_data_fits_together() -> None:
-    assert pipelines.definitions() == ["ci-build"]
+    assert pipelines.definitions() == ["ci-build", "task"]
     for name in pipelines.pipelines():
         found = PipelineSpec.model_validate(pipelines.pipeline(name))
         assert [step.driver for step in found.finally_] == ["container-stop"]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from conveyor_runtime.errors import BusUnavailable
-from conveyor_runtime.models import ENGINE, Claim, PlannedStep, RunRecord, Status, StepState, utc_now
+from conveyor_runtime.models import ENGINE, Claim, PlannedStep, ResourceRecord, RunRecord, Status, StepState, utc_now
 from conveyor_runtime.orchestra import NamespaceInfo, Orchestra, Owner
 from conveyor_runtime.reconcile.janitor import Janitor
 from conveyor_runtime.store import MemoryStore, Put, State, keys
@@ -26,9 +26,9 @@ class Place:
     name = "pretended"
     node = HERE
 
-    def __init__(self, age: float) -> None:
+    def __init__(self, age: float, resource: str = "") -> None:
         created = utc_now() - timedelta(seconds=age)
-        owner = Owner(installation="i", run_id=RUN, step="s", attempt=1, takeover=0)
+        owner = Owner(installation="i", run_id=RUN, step="s", attempt=1, takeover=0, resource=resource)
         self._info = NamespaceInfo(ns="cv-i-x", run_id=RUN, created_at=created, owners=(owner,))
         self.closed: list[str] = []
 
@@ -87,14 +87,36 @@ async def test_what_is_reaped(
     assert place.closed == (["cv-i-x"] if reaped else [])
 
 
+@pytest.mark.parametrize(
+    ("resource", "age", "reaped"),
+    [
+        pytest.param("thing/one/id1", 9999, False, id="its resource is there, its run long over"),
+        pytest.param("thing/one/id0", 9999, True, id="another resource has its name now"),
+        pytest.param("thing/two/id1", 9999, True, id="its resource is gone"),
+        pytest.param("thing/two/id1", 10, False, id="gone but young"),
+    ],
+)
+async def test_services_live_with_their_resource(resource: str, age: float, reaped: bool) -> None:
+    state = State(MemoryStore())
+    record = ResourceRecord(id="id1", type="thing", name="one", created_at=utc_now(), updated_at=utc_now())
+    ended = run(Status.SUCCEEDED, ended=9999)
+    await state.commit(Put(keys.resource("thing", "one"), record), Put(keys.run(RUN), ended))
+    place = Place(age, resource)
+    await Janitor(state, cast(Orchestra, SimpleNamespace(backends=[place])), "i").round()
+    assert place.closed == (["cv-i-x"] if reaped else [])
+
+
 async def test_nothing_is_reaped_while_the_store_cannot_tell() -> None:
     async def unreachable(run_id: str) -> Any:
         raise BusUnavailable("away")
 
-    place = Place(9999)
-    state = cast(State, SimpleNamespace(run=unreachable))
-    await Janitor(state, cast(Orchestra, SimpleNamespace(backends=[place])), "i").round()
-    assert place.closed == []
+    async def unreachable_resource(type_: str, name: str) -> Any:
+        raise BusUnavailable("away")
+
+    for place in (Place(9999), Place(9999, "thing/one/id1")):
+        state = cast(State, SimpleNamespace(run=unreachable, resource=unreachable_resource))
+        await Janitor(state, cast(Orchestra, SimpleNamespace(backends=[place])), "i").round()
+        assert place.closed == []
 
 
 async def test_it_makes_its_first_round_at_once() -> None:
