@@ -27,11 +27,13 @@ from conveyor_runtime.models.run import (
     Entry,
     Instance,
     Meta,
+    NodeUse,
     PlannedStep,
     RateState,
     ResourceRecord,
     RunRecord,
     StepState,
+    Use,
 )
 from conveyor_runtime.models.view import Run, RunResource, RunStep
 
@@ -55,6 +57,7 @@ __all__ = [
     "Meta",
     "Model",
     "Name",
+    "NodeUse",
     "PipelineEvent",
     "PipelineSpec",
     "PlannedStep",
@@ -70,6 +73,7 @@ __all__ = [
     "Step",
     "StepResult",
     "StepState",
+    "Use",
     "is_name",
     "parse_duration",
     "utc_now",

@@ -173,8 +173,21 @@ class Claim(Model):
 LEASE_SILENCE = 45.0
 
 
+class Use(Model):
+    """What a run holds of a node, or a node has: thousandths of a CPU, bytes."""
+
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+
+
+class NodeUse(Model):
+    """`node.<node>`: what the runs that are on a node hold of it, by run id; ended ones may be among them."""
+
+    runs: dict[str, Use] = Field(default_factory=dict)
+
+
 class Instance(Model):
-    """`instance.<id>`: the lease of one driver process, rewritten every 5 s."""
+    """`instance.<id>`: the lease of one driver process, rewritten every 5 s. `has` is what its machine has."""
 
     id: str
     driver: str
@@ -185,6 +198,7 @@ class Instance(Model):
     pid: int = 0
     start_time: int = 0
     slots: int = 1
+    has: Use = Use()
     started_at: datetime
     renewed_at: datetime
     ended: bool = False

@@ -18,12 +18,13 @@ from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.models import Resource, Status, StepResult, utc_now
 from conveyor_runtime.orchestra import Orchestra
 from conveyor_runtime.reconcile import outcome
+from conveyor_runtime.reconcile.admission import Admission
 from conveyor_runtime.reconcile.claims import BUSY_RETRY, Claims
 from conveyor_runtime.reconcile.context import RunContext
 from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.heartbeat import Heartbeats
 from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError, Threads
-from conveyor_runtime.reconcile.lease import Lease
+from conveyor_runtime.reconcile.lease import Lease, capacity
 from conveyor_runtime.reconcile.logger import DriverLogger
 from conveyor_runtime.reconcile.outcome import Outcome
 from conveyor_runtime.reconcile.publish import publish_result
@@ -38,6 +39,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds a worker that gives up its attempt waits for the last lines of its log to be stored.
 _LAST_LINES = 2.0
+
+
+#: Seconds until a dispatch that the node has no room for is looked at again.
+FULL_RETRY = 2.0
 
 
 @dataclass
@@ -82,6 +87,8 @@ class Dispatch:
     def __init__(self, deps: Deps) -> None:
         self.deps = deps
         self.claims = Claims(deps.state, deps.lease)
+        uses = deps.driver.uses is not None
+        self._admission = Admission(deps.driver, deps.settings, deps.state, capacity()) if uses else None
         self.jobs: dict[tuple[str, str, int, int], Job] = {}
         self._heartbeats = Heartbeats()
         self._seconds = metrics.RECONCILE_SECONDS.labels(driver=deps.driver.name)
@@ -111,6 +118,12 @@ class Dispatch:
         """Claim, reconcile, publish, ack. Plain work has nothing to claim: at least once is all it is promised."""
         work, deps = job.work, self.deps
         node, refusal = self._place(work)
+        if self._admission is not None and refusal is None and not work.plain:
+            admitted = await self._admission.admit(work, node)
+            if admitted is False:
+                await delivery.nak(FULL_RETRY)
+                return
+            refusal = admitted if admitted is not True else None
         if not work.plain and not await self.claims.take(work, node, delivery):
             return
         started = utc_now()

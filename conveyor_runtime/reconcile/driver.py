@@ -10,6 +10,7 @@ from typing import Any, Literal, get_type_hints
 
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.models import NAME_RULE, DriverRecord, Resource, is_name
+from conveyor_runtime.orchestra import Limits
 from conveyor_runtime.reconcile.context import RunContext
 from conveyor_runtime.reconcile.rate import RateLimit
 
@@ -28,8 +29,9 @@ class Driver:
 
     `events` is any of create, update, delete, resync, or `"*"` for all. `direct` drivers are also handed resources
     that have no pipeline. `sandbox` says that it works in containers of a node, so that the steps of a run must meet
-    there; `backend_of` then names the backend a resource asks for (None = the process's default). `defaults` are spec
-    fields used where a resource leaves them out, per type.
+    there; `backend_of` then names the backend a resource asks for (None = the process's default), and `uses`, of the
+    driver that begins a run's sandbox, the CPU and memory that the run holds of its node until it ends: it waits while
+    the node has not that much left. `defaults` are spec fields used where a resource leaves them out, per type.
 
     `resync_period` (seconds) asks for a `resync` of each resource of its types that no run has ended of for that long;
     it is looked at once a minute. It goes to every direct driver of the type that takes `resync`.
@@ -52,6 +54,7 @@ class Driver:
     sandbox: bool = False
     direct: bool = True
     backend_of: Callable[[Resource[Any]], str | None] = lambda resource: None
+    uses: Callable[[Any], Limits] | None = None
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resync_period: float | None = None
     max_concurrent: int | None = None

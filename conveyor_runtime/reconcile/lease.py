@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -13,7 +14,7 @@ import uuid_utils
 
 from conveyor_runtime.errors import InfrastructureError, RevisionConflict
 from conveyor_runtime.kit.identity import ProcessIdentity
-from conveyor_runtime.models import Instance, utc_now
+from conveyor_runtime.models import Instance, Use, utc_now
 from conveyor_runtime.store import Put, State, keys
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,12 @@ BUS_ADDRESS: ContextVar[str] = ContextVar("BUS_ADDRESS", default="its address")
 
 class LeaseLostError(Exception):
     """Somebody declared this process gone: its work is another's now, for good."""
+
+
+def capacity() -> Use:
+    """What this machine has."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Use(cpu_milli=(os.cpu_count() or 1) * 1000, memory_bytes=memory)
 
 
 class Lease:
@@ -58,6 +65,7 @@ class Lease:
             driver=driver,
             nodes=nodes,
             slots=slots,
+            has=capacity(),
             started_at=now,
             renewed_at=now,
             **asdict(ProcessIdentity.own()),

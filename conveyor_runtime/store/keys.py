@@ -46,6 +46,11 @@ def driver(name: str) -> str:
     return f"driver.{name}"
 
 
+def node(node_id: str) -> str:
+    """What the runs on a node hold of it."""
+    return f"node.{node_id}"
+
+
 def rate(driver: str) -> str:
     """The token bucket of a driver."""
     return f"rate.{driver}"

@@ -16,6 +16,7 @@ from conveyor_runtime.models import (
     Instance,
     Meta,
     Model,
+    NodeUse,
     RateState,
     Resource,
     ResourceDefinition,
@@ -129,6 +130,10 @@ class State:
     async def driver(self, name: str) -> Versioned[DriverRecord] | None:
         """A driver's record, from the leader."""
         return await self._read(keys.driver(name), DriverRecord)
+
+    async def node_use(self, node: str) -> Versioned[NodeUse] | None:
+        """What runs hold of a node, from the leader."""
+        return await self._read(keys.node(node), NodeUse)
 
     async def rate(self, driver: str) -> Versioned[RateState] | None:
         """A driver's token bucket, from the leader."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from conveyor_runtime.models import Resource
+import pytest
+
+from conveyor_runtime.models import Resource, Use
+from conveyor_runtime.orchestra import Limits
 from conveyor_runtime.reconcile import Driver, DriverLogger, RateLimit
 from tests.support.cluster import Cluster
 
@@ -45,3 +48,36 @@ async def test_what_waits_for_a_token_holds_no_slot(cluster: Cluster) -> None:
     assert manager._gate._slots._rest == 1 and manager._dispatch.jobs == {}
     assert cluster.run(second).status == "Pending"
     assert seen == ["one"]
+
+
+async def test_a_node_holds_no_more_than_it_has_over_two_processes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has = Use(cpu_milli=2000, memory_bytes=2**30)
+    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.capacity", lambda: has)
+    monkeypatch.setattr("conveyor_runtime.reconcile.lease.capacity", lambda: has)
+    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.FULL_RETRY", 0.1)
+    at_work, most = 0, 0
+
+    async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.1)
+        at_work -= 1
+
+    def uses(payload: Resource) -> Limits:
+        return Limits(cpu_milli=payload.spec["cpu"])
+
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "d")
+    for _ in range(2):
+        driver = Driver("d", ("thing",), reconcile, sandbox=True, direct=False, uses=uses)
+        await cluster.add(driver, node="n1", concurrency=4)
+    posts = [await cluster.post("thing", f"t{number}", "p", cpu=1000) for number in range(8)]
+    too_large = await cluster.post("thing", "large", "p", cpu=3000)
+    for accepted in posts:
+        assert (await cluster.ended(accepted.run_id, 30)).status == "Succeeded"
+    assert most == 2
+    run = await cluster.ended(too_large.run_id)
+    assert (run.status, run.steps[0].message[:17]) == ("Error", "it asks for 3 CPU")

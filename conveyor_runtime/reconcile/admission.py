@@ -1,0 +1,96 @@
+"""What a node can hold: runs that say what they use are let onto it while there is room, counted over all processes.
+
+One key per node says which runs have what there; it is changed by compare-and-set, before the claim. A run has it until
+it has ended: whoever finds no room looks which have, so nothing a crash leaves behind counts for longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from pydantic import ValidationError
+
+from conveyor_runtime.config import DriverSettings
+from conveyor_runtime.errors import RevisionConflict
+from conveyor_runtime.models import LEASE_SILENCE, NodeUse, Status, Use, utc_now
+from conveyor_runtime.reconcile import outcome
+from conveyor_runtime.reconcile.driver import Driver
+from conveyor_runtime.reconcile.outcome import Outcome
+from conveyor_runtime.reconcile.work import Work, payload_of
+from conveyor_runtime.store import Put, State, keys
+
+#: A lease this old may be of a process that is no more.
+_STALE = timedelta(seconds=LEASE_SILENCE)
+
+
+class Admission:
+    """Lets runs onto the nodes of this process, for a driver whose `uses` tells what they hold there."""
+
+    def __init__(self, driver: Driver, settings: DriverSettings, state: State, has: Use) -> None:
+        self._driver = driver
+        self._defaults = settings.defaults
+        self._state = state
+        self._has = has
+
+    async def admit(self, work: Work, node: str) -> Outcome | bool:
+        """Whether there is room on the node now, which the run then has; how the step ends if there never is."""
+        try:
+            wanted = self._wanted(work)
+        except ValidationError:
+            return True  # what is wrong with the payload is said when it is reconciled
+        except Exception as error:  # noqa: BLE001
+            # `uses` is user code: whatever it raises is said in the result, or its dispatch comes back for ever.
+            return outcome.of_exception(error)
+        if wanted == Use():
+            return True
+        if not _fit([wanted], self._has) and not await self._fits_elsewhere(wanted):
+            return Outcome(Status.ERROR, f"it asks for {_said(wanted)}; no node has more than {_said(self._has)}")
+        while True:
+            found = await self._state.node_use(node)
+            runs = dict(found.record.runs) if found is not None else {}
+            if work.run_id in runs:
+                return True
+            if not _fit([*runs.values(), wanted], self._has):
+                runs = {run_id: use for run_id, use in runs.items() if not await self._has_ended(run_id)}
+                if not _fit([*runs.values(), wanted], self._has):
+                    return False
+            runs[work.run_id] = wanted
+            try:
+                await self._state.commit(Put(keys.node(node), NodeUse(runs=runs), found.revision if found else 0))
+            except RevisionConflict:
+                continue
+            return True
+
+    def _wanted(self, work: Work) -> Use:
+        assert self._driver.uses is not None
+        limits = self._driver.uses(payload_of(work, self._driver, self._defaults))
+        return Use(cpu_milli=limits.cpu_milli, memory_bytes=limits.memory_bytes)
+
+    async def _has_ended(self, run_id: str) -> bool:
+        found = await self._state.run(run_id)
+        return found is None or found.record.status.terminal
+
+    async def _fits_elsewhere(self, wanted: Use) -> bool:
+        """Whether another process of this driver lives where it would fit."""
+        return any(
+            it.driver == self._driver.name
+            and not (it.ended or it.gone)
+            and utc_now() - it.renewed_at < _STALE
+            and _fit([wanted], it.has)
+            for it in await self._state.instances()
+        )
+
+
+def _fit(uses: Iterable[Use], has: Use) -> bool:
+    every = list(uses)
+    return (
+        sum(use.cpu_milli for use in every) <= has.cpu_milli
+        and sum(use.memory_bytes for use in every) <= has.memory_bytes
+    )
+
+
+def _said(use: Use) -> str:
+    parts = [f"{use.cpu_milli / 1000:g} CPUs"] * bool(use.cpu_milli)
+    parts += [f"{use.memory_bytes / 2**20:.0f} MiB of memory"] * bool(use.memory_bytes)
+    return " and ".join(parts)
