@@ -7,7 +7,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,8 +177,8 @@ async def _is_ready(url: str) -> bool:
     return False
 
 
-async def _until(true: Callable[[], object], seconds: float, what: str) -> None:
+async def _until(true: Callable[[], Awaitable[bool]], seconds: float, what: str) -> None:
     until = time.monotonic() + seconds
-    while not await true():  # type: ignore[misc]
+    while not await true():
         assert time.monotonic() < until, f"not within {seconds:.0f} s: {what}"
         await asyncio.sleep(0.1)
