@@ -1,0 +1,138 @@
+"""What a warm machine costs, against a cold one and against a cold docker container in the same run.
+
+    python -m tests.benchmarks.bench_qemu [rounds]
+
+A machine has started when its guest's agent answers; a container when `start` has returned after `create`. The three
+take turns, and medians are compared, so that a busy machine is busy for all of them. Where there is no docker, that
+ratio is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from conveyor_runtime.orchestra import ExecTag, Owner, Stream, Task
+from conveyor_runtime.orchestra.qemu import QemuBackend
+from conveyor_runtime.orchestra.qemu.image import build
+from conveyor_runtime.orchestra.qemu.images import default_directory
+from conveyor_runtime.orchestra.qemu.vm import Vm
+from tests.benchmarks import report
+from tests.support.docker import docker_module, ensure_busybox
+from tests.support.environment import docker_answers
+
+NS = f"cv-bench-{os.getpid()}"
+OWNER = Owner("bench", str(os.getpid()), "bench", 1, 0)
+TAG = ExecTag("bench", "bench", 1, 0)
+TASK = Task("sandbox")
+
+
+async def say(line: str) -> None:
+    """Progress, aside."""
+    print(line, file=sys.stderr)
+
+
+class Machines:
+    """Starts machines in a directory of their own; each ends before the next one starts."""
+
+    def __init__(self, backend: QemuBackend, folder: Path) -> None:
+        self._fleet = backend._fleet
+        self._folder = folder
+        self._count = 0
+
+    def _directory(self) -> Path:
+        self._count += 1
+        directory = self._folder / str(self._count)
+        directory.mkdir()
+        return directory
+
+    async def cold(self) -> float:
+        """Seconds from nothing to a guest that answers."""
+        machine, directory = await self._fleet._machines.describe(TASK), self._directory()
+        begun = time.perf_counter()
+        return await self._ended(await Vm.boot(machine, directory), begun)
+
+    async def warm(self) -> float:
+        """The same from the frozen one."""
+        machine, directory = await self._fleet._machines.describe(TASK), self._directory()
+        frozen = await self._fleet._templates.get(machine, say)
+        begun = time.perf_counter()
+        return await self._ended(await Vm.take_up(machine, directory, frozen), begun)
+
+    async def _ended(self, vm: Vm, begun: float) -> float:
+        seconds = time.perf_counter() - begun
+        await vm.kill()
+        vm.close()
+        return seconds
+
+
+async def docker_start(api: Any, image: str) -> float:
+    """Seconds to create and start a container."""
+    begun = time.perf_counter()
+    made = await asyncio.to_thread(api.create_container, image, ["sleep", "1000"])
+    await asyncio.to_thread(api.start, made["Id"])
+    seconds = time.perf_counter() - begun
+    await asyncio.to_thread(api.remove_container, made["Id"], force=True)
+    return seconds
+
+
+async def sandbox_costs(backend: QemuBackend, rounds: int) -> tuple[float, float]:
+    """Median seconds of a sandbox's start in a namespace without a machine, and of an exec in it."""
+
+    async def take(stream: Stream, data: bytes) -> None:
+        """Nothing comes."""
+
+    starts, execs = [], []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        sandbox = await backend.start_sandbox(NS, TASK, OWNER)
+        starts.append(time.perf_counter() - begun)
+        for _ in range(5):
+            begun = time.perf_counter()
+            assert (await sandbox.exec(["true"], on_output=take, tag=TAG)).exit_code == 0
+            execs.append(time.perf_counter() - begun)
+        await backend.close_namespace(NS, grace=0)
+    return statistics.median(starts), statistics.median(execs)
+
+
+async def main() -> None:
+    """All of it."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    build(default_directory(), print)
+    with tempfile.TemporaryDirectory() as folder:
+        backend = QemuBackend(Path(folder, "root"), default_directory())
+        await backend.prepare(TASK, say)
+        machines = Machines(backend, Path(folder))
+        calls: dict[str, Callable[[], Awaitable[float]]] = {"cold": machines.cold, "warm": machines.warm}
+        if docker_answers():
+            api = docker_module.APIClient(version="auto", **docker_module.utils.kwargs_from_env())
+            image = ensure_busybox(api)
+            calls["docker"] = lambda: docker_start(api, image)
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for number in range(rounds + 1):
+            for name, call in calls.items():
+                seconds = await call()
+                if number:  # the first round warms up
+                    times[name].append(seconds)
+        medians = {name: statistics.median(found) for name, found in times.items()}
+        report.row("qemu", "start", {f"{name} ms": seconds * 1000 for name, seconds in medians.items()})
+        report.goal("qemu", "start", "warm against cold", medians["warm"] / medians["cold"], most=0.1)
+        if "docker" in medians:
+            ratio = medians["warm"] / medians["docker"]
+            report.goal("qemu", "start", "warm against a cold container", ratio, most=0.6)
+        start, one_exec = await sandbox_costs(backend, rounds)
+        report.row("qemu", "sandbox", {"start ms": start * 1000, "exec ms": one_exec * 1000})
+        await backend.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
