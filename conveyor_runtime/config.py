@@ -28,6 +28,9 @@ class BusSettings:
     """When the embedded server syncs writes to disk: `always` (nothing acknowledged can be lost to a power cut) or an
     interval such as `2m` (faster; a power cut loses up to that much)."""
 
+    accept_loss: bool = False
+    """Serve a store of which something acknowledged is missing, as it is."""
+
     replicas: int = 1
     """Copies of every stream, for clusters: 1, 3 or 5."""
 

@@ -37,6 +37,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "cancel": ("runs:cancel", "Ask a run to end."),
     "delete": ("delete:delete", "Delete a resource, pipeline, definition or driver."),
     "dlq": ("dlq:dlq_app", "List, redrive and purge what nobody could work on."),
+    "backup": ("backup:backup", "Write all that is stored to a file, while it is running."),
+    "restore": ("backup:restore", "Restore a backup to an empty data directory."),
     "doctor": ("doctor:doctor", "Check what the runtime needs; say how to mend it."),
     "demo": ("demo:demo", "Build this project's own repository, start to end."),
     "version": ("app:version", "Print the version."),

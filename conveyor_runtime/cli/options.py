@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "AcceptLoss",
     "AllowFiles",
     "ApiUrl",
     "Backend",
@@ -90,6 +91,10 @@ Sync = Annotated[
         envvar="CONVEYOR_SYNC",
         help="When the embedded server syncs to disk: always, or e.g. 2m (faster; a power cut may lose that much).",
     ),
+]
+AcceptLoss = Annotated[
+    bool,
+    typer.Option("--accept-loss", help="Serve a damaged store as it is; what is missing of it is gone then."),
 ]
 ReadyFile = Annotated[
     Path | None,

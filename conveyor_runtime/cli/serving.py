@@ -38,6 +38,7 @@ def up(
     allow_file_repositories: options.AllowFiles = None,
     token: options.ServerToken = "",
     ready_file: options.ReadyFile = None,
+    accept_loss: options.AcceptLoss = False,
     log_level: options.LogLevel = "info",
     log_format: options.LogFormat = "text",
 ) -> None:
@@ -60,7 +61,7 @@ def up(
     token = token or globals_of(ctx).token
     _warn_if_open(host, token)
     settings = UpSettings(
-        bus=BusSettings(url=nats_url, data_dir=data, host=host, port=nats_port, sync=sync),
+        bus=BusSettings(url=nats_url, data_dir=data, host=host, port=nats_port, sync=sync, accept_loss=accept_loss),
         api=ApiSettings(host=host, port=api_port, token=token),
         driver=DriverSettings(
             concurrency=concurrency, backend=backend, native_root=native_root, allow_file_repositories=allow
@@ -95,6 +96,7 @@ def serve(
     ] = 1,
     token: options.ServerToken = "",
     ready_file: options.ReadyFile = None,
+    accept_loss: options.AcceptLoss = False,
     log_level: options.LogLevel = "info",
     log_format: options.LogFormat = "text",
 ) -> None:
@@ -111,7 +113,15 @@ def serve(
 
     token = token or globals_of(ctx).token
     _warn_if_open(host, token)
-    bus = BusSettings(url=nats_url, data_dir=data, host=host, port=nats_port, sync=sync, replicas=replicas)
+    bus = BusSettings(
+        url=nats_url,
+        data_dir=data,
+        host=host,
+        port=nats_port,
+        sync=sync,
+        replicas=replicas,
+        accept_loss=accept_loss,
+    )
     with _naming_variable(ctx, nats_url):
         raise typer.Exit(run_serve(bus, ApiSettings(host=host, port=api_port, token=token), ready_file))
 

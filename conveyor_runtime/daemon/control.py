@@ -22,6 +22,7 @@ from conveyor_runtime.engine.sweep import Sweep
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.supervisor import supervise
 from conveyor_runtime.store import KvStore, LogStore, State, View
+from conveyor_runtime.store.integrity import watch_epoch
 from conveyor_runtime.telemetry import metrics
 
 #: The durable consumer all engines share on the results' work queue.
@@ -87,6 +88,7 @@ async def control_plane(bus: Bus, settings: ApiSettings) -> AsyncIterator[Contro
             "foreign drivers": engine.foreign.run(),
             "sweep": Sweep(engine, bus).run(),
             "view": view.wait_failed(),
+            "epoch": watch_epoch(bus, state),
             "streams": guard_streams(bus),
         }
         parts = asyncio.create_task(supervise(work, stop), name="control plane")

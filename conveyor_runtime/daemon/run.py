@@ -13,6 +13,7 @@ from typing import Self
 from conveyor_runtime.config import ApiSettings, BusSettings
 from conveyor_runtime.daemon.connect import connect
 from conveyor_runtime.daemon.control import control_plane
+from conveyor_runtime.daemon.soundness import sound_store
 from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, up
 from conveyor_runtime.daemon.worker import run_loop
 from conveyor_runtime.kit.notify import Notifier
@@ -43,6 +44,7 @@ async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path |
         url = await stack.enter_async_context(bus_url(bus_settings))
         bus = await connect(url, name="conveyor-control", patience=30.0, replicas=bus_settings.replicas)
         stack.push_async_callback(bus.close)
+        await stack.enter_async_context(sound_store(bus, bus_settings))
         control = await stack.enter_async_context(control_plane(bus, api))
         running = Running(control.url, url, api.token, control)
         if ready_file is not None:

@@ -18,6 +18,7 @@ from conveyor_runtime.bus import EmbeddedServer
 from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
 from conveyor_runtime.daemon.connect import connect
 from conveyor_runtime.daemon.control import Control, control_plane, fail_together
+from conveyor_runtime.daemon.soundness import sound_store
 from conveyor_runtime.engine import Draft, Intake
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.child import Child
@@ -90,6 +91,7 @@ async def up(settings: UpSettings) -> AsyncIterator[Running]:
         url = await stack.enter_async_context(bus_url(settings.bus))
         bus = await connect(url, name="conveyor-control", replicas=settings.bus.replicas)
         stack.push_async_callback(bus.close)
+        await stack.enter_async_context(sound_store(bus, settings.bus))
         control = await stack.enter_async_context(control_plane(bus, settings.api))
         await register_shipped(control.services.intake)
         addresses = Running(control.url, url, settings.api.token, control)

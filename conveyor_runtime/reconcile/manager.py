@@ -27,6 +27,7 @@ from conveyor_runtime.reconcile.rate import RateGate, RateLimit
 from conveyor_runtime.reconcile.registration import Registration
 from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import State
+from conveyor_runtime.store.integrity import EpochChangedError, watch_epoch
 
 if TYPE_CHECKING:  # `client` stands above this room: whoever builds a process hands one in
     from conveyor_runtime.client import Client
@@ -55,7 +56,8 @@ class ManagerDeps:
 class DriverManager:
     """Runs one driver until it is stopped.
 
-    `await run()` returns after a drain; it raises LeaseLostError when others took this process for dead,
+    `await run()` returns after a drain; it raises LeaseLostError when others took this process for dead, or
+    EpochChangedError when the store is another than before,
     BusUnavailable when the connection is closed for good, and ConfigError when the driver's name is taken. Look at
     `stuck` afterwards, however it ended.
     """
@@ -127,7 +129,7 @@ class DriverManager:
             self._watch_bus(),
         ]
         if not self._deps.plain:
-            side.append(guard_streams(self._deps.bus))
+            side += [guard_streams(self._deps.bus), watch_epoch(self._deps.bus, self._deps.state)]
         if self._orchestra is not None and not self._deps.plain:
             side.append(Janitor(self._deps.state, self._orchestra, self._deps.installation).run())
         tasks = {asyncio.create_task(work) for work in [*side, *(self._pull(puller) for puller in pullers)]}
@@ -137,7 +139,7 @@ class DriverManager:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             failure = next((error for task in done if (error := task.exception())), None)
-            await self._stop(pullers, lost=isinstance(failure, LeaseLostError))
+            await self._stop(pullers, lost=isinstance(failure, LeaseLostError | EpochChangedError))
             if failure is not None:
                 raise failure
         finally:

@@ -143,6 +143,11 @@ class State:
         """A definition, from the leader."""
         return await self._read(keys.definition(type_), ResourceDefinition)
 
+    async def meta(self) -> Meta | None:
+        """Who this installation is, if it has been decided."""
+        found = await self._read(keys.META, Meta)
+        return found.record if found is not None else None
+
     async def ensure_meta(self) -> Meta:
         """Who this installation is; the first process to ask decides."""
         while True:

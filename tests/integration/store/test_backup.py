@@ -1,0 +1,148 @@
+"""A backup, taken while runs are under way, brings all that was acknowledged before it to a fresh store."""
+
+from __future__ import annotations
+
+import asyncio
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conveyor_runtime.bus import Bus
+from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, stream_info
+from conveyor_runtime.daemon.backup import ORDER, _backup, _restore
+from conveyor_runtime.errors import ConfigError
+from conveyor_runtime.models import DriverResult
+from conveyor_runtime.reconcile import Driver, DriverLogger
+from tests.conftest import StartServer
+from tests.integration.engine.test_runs import recorder
+from tests.support.cluster import cluster_on
+
+
+def held(release: asyncio.Event, seen: list[str]) -> Driver:
+    async def reconcile(payload: str, event: str, run_id: str, logger: DriverLogger) -> DriverResult:
+        seen.append(run_id)
+        logger.info("at work")
+        await release.wait()
+        return DriverResult(success=True, data={"here": True})
+
+    return Driver("held", ("thing",), reconcile, direct=False)
+
+
+async def test_a_round_trip_with_runs_under_way(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ended stays ended and is not run again, what was live goes on, what waited is done."""
+    monkeypatch.setattr("conveyor_runtime.engine.liveness.LEASE_SILENCE", 9.0)
+    old, file = await start_server(), tmp_path / "backup"
+    calls: list[tuple[str, str]] = []
+    seen: list[str] = []
+    never = asyncio.Event()
+    async with cluster_on(old.url) as cluster:
+        await cluster.define("thing")
+        await cluster.pipeline("p", "thing", "a")
+        await cluster.pipeline("slow", "thing", "a", "held")
+        await cluster.add(recorder("a", calls, direct=False))
+        await cluster.add(held(never, seen), drain_grace=0.0, kill_grace=0.1)
+        ended = [(await cluster.post("thing", f"done{number}", "p", x=number)).run_id for number in range(20)]
+        for run_id in ended:
+            await cluster.ended(run_id)
+        live = (await cluster.post("thing", "live", "slow")).run_id
+        async with asyncio.timeout(10):
+            while not seen:
+                await asyncio.sleep(0.01)
+            while not await cluster.logs(live):
+                await asyncio.sleep(0.01)
+        posting = asyncio.create_task(_post_on(cluster))
+        told = await _backup(file, old.url)
+        posting.cancel()
+        later = (await cluster.post("thing", "later", "p")).run_id
+        await cluster.ended(later)
+        before = await cluster.state.ensure_meta()
+    assert told.installation == before.installation and file.stat().st_mode & 0o077 == 0
+    calls.clear()
+    seen.clear()
+
+    fresh = await start_server()
+    await _restore(file, fresh.url, tmp_path)
+    async with cluster_on(fresh.url) as cluster:
+        after = await cluster.state.ensure_meta()
+        assert after.installation == before.installation and after.epoch != before.epoch
+        assert await cluster.state.run(later) is None, "acknowledged after the backup"
+        release = asyncio.Event()
+        release.set()
+        await cluster.add(held(release, seen), drain_grace=0.0)
+        await cluster.add(recorder("a", calls, direct=False))
+        run = await cluster.ended(live, 80)
+        assert (run.status, seen) == ("Succeeded", [live]) and run.steps[1].data == {"here": True}
+        for run_id in ended:
+            assert cluster.run(run_id).status == "Succeeded"
+        for found in list(cluster.state.view.live_runs):
+            assert (await cluster.ended(found, 60)).status == "Succeeded", "it was accepted while the backup was made"
+        assert not {name for name, _ in calls if name.startswith("done")}
+        assert [line.message for line in await cluster.logs(live)].count("at work") == 2
+        again = (await cluster.post("thing", "later", "p")).run_id
+        assert (await cluster.ended(again)).status == "Succeeded"
+
+
+async def _post_on(cluster: Any) -> None:
+    number = 0
+    while True:
+        number += 1
+        await cluster.post("thing", f"meanwhile{number}", "p")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "text"])
+async def test_a_damaged_backup_is_refused_before_anything_is_touched(
+    start_server: StartServer, tmp_path: Path, damage: str
+) -> None:
+    old, file = await start_server(), tmp_path / "backup"
+    async with cluster_on(old.url) as cluster:
+        await cluster.define("thing")
+        await _backup(file, old.url)
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        with zipfile.ZipFile(file) as archive:
+            data[archive.getinfo(f"{STATE}.snapshot").header_offset + 200] ^= 1
+    file.write_bytes({"flip": bytes(data), "cut": bytes(data[: len(data) // 2]), "text": b"hello"}[damage])
+    fresh = await start_server()
+    with pytest.raises(ConfigError, match="damaged"):
+        await _restore(file, fresh.url, tmp_path)
+    bus = await Bus.connect(fresh.url, name="test")
+    assert not (await bus.api("STREAM.NAMES"))["streams"]
+    await bus.close()
+
+
+async def test_a_store_in_use_is_never_restored_over(start_server: StartServer, tmp_path: Path) -> None:
+    old, file = await start_server(), tmp_path / "backup"
+    async with cluster_on(old.url) as cluster:
+        await _backup(file, old.url)
+        count = (await stream_info(cluster.bus, STATE))["state"]["last_seq"]  # type: ignore[index]
+        with pytest.raises(ConfigError, match="already; restore to a fresh one"):
+            await _restore(file, old.url, tmp_path)
+        assert (await stream_info(cluster.bus, STATE))["state"]["last_seq"] == count  # type: ignore[index]
+
+
+def test_the_order_keeps_the_promises() -> None:
+    """A result that is committed meanwhile must be in the state, a dispatch that is done must not come back."""
+    assert set(ORDER) == set(STREAMS)
+    assert list(ORDER) == [RESULTS, STATE, MESSAGES, LOGS, DLQ]
+
+
+async def test_drivers_that_knew_the_store_before_end(start_server: StartServer, tmp_path: Path) -> None:
+    from conveyor_runtime.daemon.backup import new_epoch
+    from conveyor_runtime.store.integrity import EpochChangedError
+
+    server = await start_server()
+    async with cluster_on(server.url) as cluster:
+        manager = await cluster.add(recorder("a", []))
+        [(_, task)] = cluster.managers
+        bus: Bus = manager._deps.bus
+        await asyncio.sleep(0.1)
+        await new_epoch(cluster.state)
+        assert bus._nc._transport is not None
+        bus._nc._transport._io_writer.close()  # type: ignore[attr-defined]
+        with pytest.raises(EpochChangedError):
+            await asyncio.wait_for(task, 10)
+        cluster.managers.clear()
