@@ -107,6 +107,11 @@ class Job:
             await pulse.beat(news=False)
 
     @property
+    def begun(self) -> bool:
+        """Whether its command runs, or is the next thing to happen."""
+        return (self.place / "stdout").exists()
+
+    @property
     def ended(self) -> bool:
         """Whether its end is known."""
         return self._last_words() is not None

@@ -26,6 +26,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Of every task, unless it says otherwise."""
 
 _COPY = 600.0  # seconds
+_BEGIN = 30.0  # seconds that a command may take to begin, beside its own limit
+_LOOK = 0.02
 
 
 class QemuSandbox:
@@ -157,9 +159,12 @@ class _Running:
         self._following = asyncio.ensure_future(self._follow(on_output))
 
     async def to_its_end(self, timeout: float | None, grace: float) -> bool:
-        """Whether its time was over. When this is left, with an error too, nothing of it runs any more."""
+        """Whether its time was over, counted from when the command itself began: an emulated guest takes its own to get
+        that far. When this is left, with an error too, nothing of it runs any more."""
         try:
-            async with asyncio.timeout(timeout) as clock:
+            async with asyncio.timeout(None if timeout is None else timeout + _BEGIN) as clock:
+                if timeout is not None:
+                    await self._begun(clock, timeout)
                 await asyncio.shield(self._following)
         except TimeoutError:
             if not clock.expired():
@@ -176,6 +181,14 @@ class _Running:
             if not self._following.cancelled():
                 self._following.exception()  # raised above
         return False
+
+    async def _begun(self, clock: asyncio.Timeout, timeout: float) -> None:
+        """Set the clock when it has begun, if it does before its end."""
+        while not self._following.done():
+            if self._job.begun:
+                clock.reschedule(asyncio.get_running_loop().time() + timeout)
+                return
+            await asyncio.wait([self._following], timeout=_LOOK)
 
     async def _follow(self, on_output: OnOutput) -> None:
         watcher = await asyncio.shield(self._starting)
