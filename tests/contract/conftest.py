@@ -17,6 +17,7 @@ from conveyor_runtime.orchestra.mock import MockBackend, World
 from conveyor_runtime.orchestra.native import NativeBackend
 from conveyor_runtime.testing import Place, unique
 from tests.contract.mock_shell import Shell
+from tests.contract.toy_backend import Toy, ToyBackend
 from tests.support.docker import busybox, docker_engine
 
 __all__ = ["busybox", "docker_engine", "unique"]
@@ -31,6 +32,17 @@ def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[
 async def native_place(tmp_path: Path) -> AsyncIterator[Place]:
     async def open_backend() -> Backend:
         return NativeBackend(tmp_path / "native")
+
+    async with Place(open_backend) as place:
+        yield place
+
+
+@pytest.fixture
+async def toy_place(tmp_path: Path) -> AsyncIterator[Place]:
+    toy = Toy(tmp_path)
+
+    async def open_backend() -> Backend:
+        return ToyBackend(toy)
 
     async with Place(open_backend) as place:
         yield place

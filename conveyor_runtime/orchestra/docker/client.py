@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import docker
 import docker.errors
@@ -30,7 +29,7 @@ from conveyor_runtime.errors import (
     TerminalError,
 )
 
-__all__ = ["Conflicting", "Engine", "ThreadedReader", "node_name", "translate"]
+__all__ = ["Conflicting", "Engine", "node_name", "translate"]
 
 T = TypeVar("T")
 
@@ -39,7 +38,6 @@ _docker: Any = docker  # it has no types to check against
 _WORKERS = 16
 _FIRST_ANSWER = 10.0  # seconds for a daemon to say that it is there
 _ANSWER = 120.0  # seconds of silence after which a call counts as lost
-_DEPTH = 16  # chunks read ahead of a slow consumer
 
 
 class Conflicting(BackendError):
@@ -96,56 +94,6 @@ class Engine:
         """Let running calls end and close the connections."""
         await asyncio.to_thread(self._pool.shutdown)
         self.api.close()
-
-
-class ThreadedReader(Generic[T]):
-    """Brings what a blocking source yields into the event loop, a bounded number of items ahead."""
-
-    def __init__(self, read: Callable[[], T | None], stop: Callable[[], None]) -> None:
-        """`read` blocks for the next item and returns None at the end; `stop` makes a blocked `read` return."""
-        self._read = read
-        self._stop = stop
-        self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[T | Exception | None] = asyncio.Queue()
-        self._room = threading.Semaphore(_DEPTH)
-        self._closed = False
-        threading.Thread(target=self._run, name="docker-stream", daemon=True).start()
-
-    async def next(self) -> T | None:
-        """The next item, None at the end. Raises what `read` raised."""
-        item = await self._items.get()
-        if item is None or isinstance(item, Exception):
-            self._items.put_nowait(item)  # the end stays the end, however often one asks
-            if isinstance(item, Exception):
-                raise item
-            return None
-        self._room.release()
-        return item
-
-    def close(self) -> None:
-        """Stop reading. Items not taken are dropped."""
-        self._closed = True
-        self._room.release()
-        self._stop()
-
-    def _run(self) -> None:
-        last: Exception | None = None
-        try:
-            while not self._closed:
-                item = self._read()
-                if item is None:
-                    break
-                self._room.acquire()
-                self._post(item)
-        except Exception as error:  # noqa: BLE001 - handed to the consumer
-            last = error
-        self._post(last)
-
-    def _post(self, item: T | Exception | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-        except RuntimeError:  # the loop is closed: nobody is left to be told
-            self._closed = True
 
 
 def node_name(info: dict[str, Any]) -> str:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from conveyor_runtime.errors import BackendError, Gone
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.docker import spec
-from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, ThreadedReader
+from conveyor_runtime.orchestra.docker.client import Conflicting, Engine
 from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.stats import StatsReader
 from conveyor_runtime.orchestra.docker.stream import Demux, Streaming
@@ -181,9 +183,10 @@ class DockerContainer:
         skip, demux = dict(passed), Demux()
 
         async def take(data: bytes) -> None:
-            for stream, piece in demux.feed(data):
-                rest = piece[skip[stream] :]
-                skip[stream] -= len(piece) - len(rest)
+            for stream, pieces in groupby(demux.feed(data), key=itemgetter(0)):
+                joined = b"".join(piece for _, piece in pieces)  # each line is a frame of its own
+                rest = joined[skip[stream] :]
+                skip[stream] -= len(joined) - len(rest)
                 if rest:
                     passed[stream] += len(rest)
                     await on_output(stream, rest)
@@ -191,7 +194,7 @@ class DockerContainer:
         await self._consume(Streaming(self._engine.api, "GET", url, parameters), take)
 
     async def _consume(self, streaming: Streaming, take: Callable[[bytes], Awaitable[None]] | None = None) -> None:
-        reader: ThreadedReader[bytes] = streaming.reader()
+        reader = streaming.reader()
         try:
             while (data := await reader.next()) is not None:
                 if take is not None:

@@ -11,7 +11,8 @@ from requests import RequestException
 
 from conveyor_runtime.errors import BackendUnavailable, ImageNotFound, TerminalError
 from conveyor_runtime.orchestra.base import Progress
-from conveyor_runtime.orchestra.docker.client import Engine, ThreadedReader, translate
+from conveyor_runtime.orchestra.docker.client import Engine, translate
+from conveyor_runtime.orchestra.docker.reading import ThreadedReader
 
 __all__ = ["PullReport", "digest_of", "pull", "pull_error"]
 

@@ -13,8 +13,9 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.archive import tar_stream
-from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, ThreadedReader
+from conveyor_runtime.orchestra.docker.client import Conflicting, Engine
 from conveyor_runtime.orchestra.docker.helper import Helper
+from conveyor_runtime.orchestra.docker.reading import ByteReader
 from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.spec import EXECS, USER
 from conveyor_runtime.orchestra.docker.stream import Connection, Demux
@@ -156,7 +157,7 @@ class _Run:
         self._on_output = on_output
         self._exec_id = ""
         self._connecting: asyncio.Future[Connection] | None = None
-        self._reader: ThreadedReader[bytes] | None = None
+        self._reader: ByteReader | None = None
         self._pump: asyncio.Task[None] | None = None
         self._feeding: asyncio.Task[None] | None = None
 

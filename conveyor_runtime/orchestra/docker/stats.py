@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from conveyor_runtime.orchestra.docker.client import ThreadedReader
+from conveyor_runtime.orchestra.docker.reading import ThreadedReader
 from conveyor_runtime.orchestra.docker.stream import Streaming
 from conveyor_runtime.orchestra.status import Stat
 

@@ -14,7 +14,8 @@ import docker.errors
 import requests
 
 from conveyor_runtime.errors import BackendError
-from conveyor_runtime.orchestra.docker.client import ThreadedReader, translate
+from conveyor_runtime.orchestra.docker.client import translate
+from conveyor_runtime.orchestra.docker.reading import ByteReader
 from conveyor_runtime.orchestra.status import Stream
 from conveyor_runtime.orchestra.task import Stdin
 
@@ -86,7 +87,7 @@ class Streaming:
             with contextlib.suppress(OSError, AttributeError, ValueError):
                 self._response.raw._fp.fp.raw._sock.shutdown(socket.SHUT_RDWR)
 
-    def reader(self) -> ThreadedReader[bytes]:
+    def reader(self) -> ByteReader:
         """Read it in a thread, which closes the connection at its end."""
 
         def read() -> bytes | None:
@@ -98,7 +99,7 @@ class Streaming:
                 self._response.close()
             return data
 
-        return ThreadedReader(read, self.stop)
+        return ByteReader(read, self.stop)
 
 
 class Connection:
@@ -166,7 +167,7 @@ class Connection:
         """Release the connection, when nobody reads any more."""
         self._response.close()
 
-    def reader(self) -> ThreadedReader[bytes]:
+    def reader(self) -> ByteReader:
         """Read it in a thread, which closes the connection at its end."""
 
         def read() -> bytes | None:
@@ -175,7 +176,7 @@ class Connection:
                 self.close()
             return data
 
-        return ThreadedReader(read, self.stop)
+        return ByteReader(read, self.stop)
 
     async def feed(self, stdin: Stdin) -> None:
         """Hand all of it to the command, as fast as it reads, and then the end. A command that does not read holds up
