@@ -169,16 +169,24 @@ def logs_are_complete(it: Evidence) -> Verdict:
             mine = [text for _, text in writers.get(numbers, []) if text.startswith("line ")]
             if mine != [f"line {number + 1}" for number in range(end.lines)]:
                 verdict.wrong.append(f"{named(numbers)} logged {end.lines} lines; stored are {len(mine)}: {mine[-3:]}")
-    for followed in it.followed:
-        stored_ids = [line.id for line in it.logs.get(followed.run_id, [])]
-        if followed.error:
-            verdict.wrong.append(f"the follower of {followed.run_id} failed: {followed.error}")
-        elif [line.id for line in followed.lines] != stored_ids:
-            verdict.wrong.append(
-                f"the follower of {followed.run_id} saw {len(followed.lines)} lines, {len(stored_ids)} are stored"
-            )
+    verdict.wrong += _followers_missed(it)
     verdict.counted = f"{lines} lines of {len(it.logs)} runs, {whole} attempts whole, {len(it.followed)} followers"
     return verdict
+
+
+def _followers_missed(it: Evidence) -> Iterator[str]:
+    """A follower saw what is stored, but for what a worker that was taken over stored after the run's end."""
+    for followed in it.followed:
+        stored = it.logs.get(followed.run_id, [])
+        seen = [line.id for line in followed.lines]
+        if followed.error:
+            yield f"the follower of {followed.run_id} failed: {followed.error}"
+            continue
+        last = max(seen, default=0)
+        late = [line for line in stored if line.id > last]
+        owed = [line for line in late if _reported(it, (followed.run_id, line.step, line.attempt, line.takeover))]
+        if seen != [line.id for line in stored if line.id <= last] or owed:
+            yield f"the follower of {followed.run_id} saw {len(seen)} lines, {len(stored)} are stored: {owed[:3]}"
 
 
 def _reported(it: Evidence, numbers: Numbers) -> bool:
