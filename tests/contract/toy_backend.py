@@ -14,7 +14,7 @@ import signal
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from conveyor_runtime.errors import BackendError, Gone
 from conveyor_runtime.orchestra import (
@@ -119,7 +119,7 @@ class ToyContainer:
             open(self.home / "stdout", "ab") as out,
             open(self.home / "stderr", "ab") as err,
         ):
-            streams = {"stdin": fed, "stdout": out, "stderr": err}
+            streams: dict[str, Any] = {"stdin": fed, "stdout": out, "stderr": err}
             try:
                 child = await asyncio.create_subprocess_exec(
                     *self.task.command, cwd=folder, env=env, start_new_session=True, **streams
