@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from conveyor_runtime.bus.connection import Bus
+from conveyor_runtime.bus.disk import Disk
 from conveyor_runtime.bus.server_setup import (
     check_sync_text,
     credentials,
@@ -57,6 +58,13 @@ class EmbeddedServer:
         self._lock: int | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._disk: Disk | None = None
+
+    @property
+    def disk_is_full(self) -> bool:
+        """Whether there is too little room for new work."""
+        return self._disk is not None and self._disk.full
 
     @property
     def url(self) -> str:
@@ -89,15 +97,17 @@ class EmbeddedServer:
         except BaseException:
             await self.stop()
             raise
+        self._disk = Disk(self._dir, self._dir / "nats-server.log")
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(self._disk))
 
     async def stop(self, *, grace: float = 10.0) -> None:
         """End the server: SIGTERM, `grace` seconds, SIGKILL. The data stays."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in filter(None, (self._watcher, self._keeper)):
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-            self._keeper = None
+                await task
+        self._watcher = self._keeper = None
         await self._end(grace)
         if self._lock is not None:
             os.close(self._lock)
@@ -189,6 +199,14 @@ class EmbeddedServer:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+    async def _watch(self, disk: Disk) -> None:
+        while True:
+            await disk.until_server_must_restart()
+            log.warning("bus: nats-server does not write any more since the disk was full; starting it again")
+            if self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.terminate()
 
     async def _keep(self) -> None:
         """Start the server again whenever it ends, on the same port and data."""

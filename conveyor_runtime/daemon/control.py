@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -47,7 +47,9 @@ class Control:
 
 
 @asynccontextmanager
-async def control_plane(bus: Bus, settings: ApiSettings) -> AsyncIterator[Control]:
+async def control_plane(
+    bus: Bus, settings: ApiSettings, disk_is_full: Callable[[], bool] = lambda: False
+) -> AsyncIterator[Control]:
     """API and engine for as long as the block lasts; a part that fails ends the block with its exception.
 
     Raises ConfigError if the address cannot be bound.
@@ -77,6 +79,7 @@ async def control_plane(bus: Bus, settings: ApiSettings) -> AsyncIterator[Contro
             logs=LogStore(bus),
             bus=bus,
             ready=lambda: _ready(bus, stop),
+            disk_is_full=disk_is_full,
         )
         metrics.BUS_CONNECTED.set_function(lambda: float(bus.connected))
         metrics.RUNS_LIVE.set_function(lambda: float(len(view.live_runs)))

@@ -1,0 +1,67 @@
+"""A disk of the user's own: started by its own boot loader and kernel, and never written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from conveyor_runtime.orchestra import Backend
+from conveyor_runtime.orchestra.qemu import QemuBackend
+from conveyor_runtime.testing import Place, run
+from tests.support.required import missing
+
+pytestmark = pytest.mark.qemu
+
+_CONFIG = "default linux\nlabel linux\n  kernel vmlinuz\n  append initrd=initrd console=ttyS0 quiet panic=-1\n"
+
+
+@pytest.fixture
+def disk(guest_image: Path, tmp_path: Path) -> Path:
+    """A FAT file system with syslinux, Debian's kernel as it comes in its package, and the small guest's programs."""
+    for tool in ("syslinux", "mcopy", "mkfs.vfat"):
+        if shutil.which(tool, path="/usr/bin:/usr/sbin:/bin:/sbin") is None:
+            missing("qemu", f"a disk to boot needs {tool}")
+    [package] = (guest_image / "packages").glob("linux-image-*.deb")
+    data = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        [kernel] = [member for member in archive if member.name.startswith("./boot/vmlinuz")]
+        found = archive.extractfile(kernel)
+        assert found is not None
+        (tmp_path / "vmlinuz").write_bytes(found.read())
+    (tmp_path / "syslinux.cfg").write_text(_CONFIG)
+    image = tmp_path / "disk.raw"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["/sbin/mkfs.vfat", "-F", "32", image], check=True, capture_output=True)
+    subprocess.run(["syslinux", "--install", image], check=True, capture_output=True)
+    files = [guest_image / "initrd", tmp_path / "vmlinuz", tmp_path / "syslinux.cfg"]
+    subprocess.run(["mcopy", "-i", image, *files, "::"], check=True, capture_output=True)
+    return image
+
+
+async def test_a_disk_of_ones_own(tmp_path: Path, disk: Path) -> None:
+    before = hashlib.sha256(disk.read_bytes()).digest()
+
+    async def open_backend() -> Backend:
+        return QemuBackend(tmp_path / "root", tmp_path / "images")  # its frozen machine is of no use to others
+
+    said: list[str] = []
+
+    async def progress(line: str) -> None:
+        said.append(line)
+
+    async with Place(open_backend, image=str(disk)) as place:
+        await place.backend.prepare(place.task(), progress)
+        assert any(str(disk) in line for line in said)
+        sandbox = await place.sandboxes().start_sandbox(place.ns(), place.task(), place.owner())
+        script = "mkdir /run/seed && mount -t iso9660 -o ro /dev/vdb /run/seed && head -c 13 /run/seed/user-data; echo"
+        written = "dd if=/dev/zero of=/dev/vda bs=1M count=1 2> /dev/null; sync; echo written"
+        status, out = await run(sandbox, f"{script}; {written}")
+        assert (status.status, out.stdout) == ("success", b"#cloud-config\nwritten\n"), out.stderr
+    assert hashlib.sha256(disk.read_bytes()).digest() == before
