@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from conveyor_runtime.orchestra.archive import tar_stream
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Conflicting, node_name, translate
 from conveyor_runtime.orchestra.docker.image import PullReport, pull_error
+from conveyor_runtime.orchestra.docker.stats import parse_stat
 from conveyor_runtime.orchestra.docker.stream import Demux
 
 
@@ -138,3 +140,40 @@ def test_engines_that_share_an_id_are_two_nodes() -> None:
     assert node_name(info) == node_name(dict(info))
     assert node_name(info).startswith("docker-GTZSCTII5PPS-")
     assert node_name({"Name": "podman"}).startswith("docker-x-")
+
+
+def sample(**cpu: Any) -> dict[str, Any]:
+    """As the engine sends it, with what both versions of cgroups have."""
+    return {
+        "read": "2026-01-01T00:00:02.123456789Z",
+        "cpu_stats": {"cpu_usage": {"total_usage": 3_000_000_000}, "system_cpu_usage": 40_000_000_000, **cpu},
+        "precpu_stats": {"cpu_usage": {"total_usage": 2_000_000_000}, "system_cpu_usage": 36_000_000_000},
+        "memory_stats": {"usage": 900, "limit": 5000, "stats": {"inactive_file": 300}},
+        "pids_stats": {"current": 4},
+        "networks": {"eth0": {"rx_bytes": 1, "tx_bytes": 2}, "eth1": {"rx_bytes": 10, "tx_bytes": 20}},
+        "blkio_stats": {"io_service_bytes_recursive": [{"op": "Read", "value": 7}, {"op": "write", "value": 8}]},
+    }
+
+
+def test_a_sample_on_either_version_of_cgroups() -> None:
+    v2 = parse_stat(sample(online_cpus=4))
+    assert v2 is not None
+    assert (v2.cpu_milli, v2.memory_bytes, v2.memory_limit_bytes, v2.pids) == (1000.0, 600, 5000, 4)
+    assert (v2.network_in_bytes, v2.network_out_bytes, v2.disk_read_bytes, v2.disk_written_bytes) == (11, 22, 7, 8)
+    assert v2.at == datetime(2026, 1, 1, 0, 0, 2, 123456, UTC)
+    # Without online_cpus, as old engines on v1, the list per processor says how many there are.
+    v1 = sample()
+    v1["cpu_stats"]["cpu_usage"]["percpu_usage"] = [1, 2]
+    v1["memory_stats"] = {"usage": 900, "limit": 1 << 62, "stats": {"total_inactive_file": 100, "inactive_file": 5}}
+    found = parse_stat(v1)
+    assert found is not None
+    assert (found.cpu_milli, found.memory_bytes, found.memory_limit_bytes) == (500.0, 800, 0)
+
+
+def test_a_sample_with_nothing_before_it_says_nothing() -> None:
+    assert parse_stat({**sample(online_cpus=4), "precpu_stats": {}}) is None
+    idle = sample(online_cpus=4)
+    idle["precpu_stats"]["cpu_usage"]["total_usage"] = 5_000_000_000
+    found = parse_stat(idle)
+    assert found is not None
+    assert found.cpu_milli == 0.0
