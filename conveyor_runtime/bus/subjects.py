@@ -9,6 +9,7 @@ from conveyor_runtime.errors import InvalidInput
 __all__ = [
     "ANY_CANCEL_HINT",
     "RESULT",
+    "RESULT_CONSUMER",
     "cancel_hint",
     "check_token",
     "dead_letter",
@@ -27,6 +28,9 @@ ANY_CANCEL_HINT = "cv.hint.cancel.*"
 
 RESULT = "pipelines.driver.result"
 """Where drivers of every SDK publish their results."""
+
+RESULT_CONSUMER = "cv-engine"
+"""The durable consumer by which all engines take results in."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}(?:\.[A-Za-z0-9_-]{1,128})*")

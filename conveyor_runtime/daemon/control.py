@@ -8,25 +8,22 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import uvicorn
 
 from conveyor_runtime.api import Services, create_app
-from conveyor_runtime.bus import Bus, Committer, Puller, Slots
-from conveyor_runtime.bus.consumers import ensure_consumer
+from conveyor_runtime.bus import Bus, Committer, Puller, Slots, subjects
 from conveyor_runtime.bus.guard import guard_streams
 from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STATE
 from conveyor_runtime.config import ApiSettings
-from conveyor_runtime.engine import Engine, Intake
+from conveyor_runtime.engine import Engine, Intake, intray
 from conveyor_runtime.engine.sweep import Sweep
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.supervisor import supervise
 from conveyor_runtime.store import KvStore, LogStore, State, View
 from conveyor_runtime.store.integrity import watch_epoch
 from conveyor_runtime.telemetry import metrics
-
-#: The durable consumer all engines share on the results' work queue.
-RESULTS_CONSUMER = "cv-engine"
 
 #: Results in hand at once; the engine works on as many runs at a time.
 _SLOTS = 1024
@@ -63,13 +60,11 @@ async def control_plane(
         view = View(store)
         state = State(store, view)
 
-        async def make_consumer() -> None:
-            await ensure_consumer(bus, RESULTS, RESULTS_CONSUMER, filters=["pipelines.>"], max_ack_pending=20_000)
-
+        make_consumer = partial(intray.make_consumer, bus)
         await make_consumer()
         await state.ensure_meta()
         await view.start()
-        results = Puller(bus, RESULTS, RESULTS_CONSUMER, Slots(_SLOTS), on_missing=make_consumer)
+        results = Puller(bus, RESULTS, subjects.RESULT_CONSUMER, Slots(_SLOTS), on_missing=make_consumer)
         engine = Engine(state, bus, messages, results)
         stop = asyncio.Event()
         services = Services(

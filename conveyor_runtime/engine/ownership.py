@@ -9,12 +9,11 @@ import logging
 from collections.abc import Callable
 
 from conveyor_runtime.bus import Bus
-from conveyor_runtime.bus.streams import RESULTS, stream_info
-from conveyor_runtime.engine import planner, steps
+from conveyor_runtime.engine import intray, planner, steps
 from conveyor_runtime.engine.liveness import Liveness
 from conveyor_runtime.engine.nodes import NODE_GONE, Nodes
 from conveyor_runtime.engine.transitions import Transitions
-from conveyor_runtime.errors import RevisionConflict, StoreError
+from conveyor_runtime.errors import RevisionConflict
 from conveyor_runtime.models import ENGINE, Claim, PlannedStep, RunRecord, Status, StepState
 from conveyor_runtime.store import Put, keys
 from conveyor_runtime.telemetry import metrics
@@ -101,12 +100,9 @@ class Ownership:
 
     async def _results_taken_in(self, numbers: Numbers) -> bool:
         """Whether every result stored before this was first asked has been taken in."""
-        info = await stream_info(self._bus, RESULTS)
-        if info is None:
-            raise StoreError(f"the stream {RESULTS} is missing")
-        state = info["state"]
-        last = self._flush_after.setdefault(numbers, int(state["last_seq"]))
-        if state["messages"] and int(state["first_seq"]) <= last:
+        if numbers not in self._flush_after:
+            self._flush_after[numbers] = await intray.last_stored(self._bus)
+        if await intray.taken_in(self._bus) < self._flush_after[numbers]:
             return False
         del self._flush_after[numbers]
         return True

@@ -17,7 +17,7 @@ from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import consumer_info
 from conveyor_runtime.bus.messages import next_by_subject
 from conveyor_runtime.bus.streams import MESSAGES
-from conveyor_runtime.engine import planner, steps
+from conveyor_runtime.engine import intray, planner, steps
 from conveyor_runtime.engine.dispatcher import dispatch_id, dispatch_subject
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.purge import Purge
@@ -101,6 +101,7 @@ class Sweep:
         await self._apart("resources to be seen again", self._resync.round(resources))
         await self._apart("leases of dead processes", self._forget_dead_instances())
         await self._apart("old runs", self._purge.round())
+        await self._apart("results that were taken in", intray.throw_away(self._bus))
 
     async def _apart(self, what: str, work: Coroutine[Any, Any, object]) -> None:
         """Do this by itself. Raises only BusUnavailable, which the rest would meet as well."""

@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from conveyor_runtime.bus import Bus, Committer
+from conveyor_runtime.bus import Bus, Committer, subjects
+from conveyor_runtime.bus.streams import RESULTS, consumer_info
 from conveyor_runtime.config import ApiSettings, DriverSettings
 from conveyor_runtime.daemon.connect import connect
 from conveyor_runtime.daemon.control import Control, control_plane
@@ -103,6 +104,12 @@ class Cluster:
         task = next(task for it, task in self.managers if it is manager)
         manager.drain()
         await task
+
+    async def results_waiting(self) -> int:
+        """How many results are stored that no engine has acknowledged yet."""
+        info = await consumer_info(self.bus, RESULTS, subjects.RESULT_CONSUMER)
+        assert info is not None
+        return int(info["num_pending"] + info["num_ack_pending"])
 
     async def until(self, true: Callable[[], Any], seconds: float = 15.0) -> Any:
         """Wait until `true()` holds, looking at every change of the state."""

@@ -12,7 +12,7 @@ import pytest
 
 from conveyor_runtime.bus import EmbeddedServer, Message, Receipt, StoredMsg, Tail
 from conveyor_runtime.bus.streams import stream_info
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import intray, planner
 from conveyor_runtime.engine.purge import Purge
 from conveyor_runtime.errors import BusUnavailable, RevisionConflict
 from conveyor_runtime.models import Claim, DriverResult, Resource, Status, utc_now
@@ -186,7 +186,7 @@ async def test_a_result_stays_on_the_bus_until_it_is_committed(
     async def refuse_once(*puts: Put, timeout: float = 10.0) -> list[int]:
         record = puts[0].record
         if not refused.is_set() and getattr(record, "steps", None) and record.steps["a"].status == "Succeeded":  # type: ignore[union-attr]
-            assert await messages(cluster, "cv-results") == 1
+            assert await cluster.results_waiting() == 1
             refused.set()
             raise BusUnavailable("not now")
         return await commit(*puts, timeout=timeout)
@@ -199,7 +199,7 @@ async def test_a_result_stays_on_the_bus_until_it_is_committed(
     await refused.wait()
     assert (await cluster.ended(run_id)).status == "Succeeded"
     async with asyncio.timeout(5):
-        while await messages(cluster, "cv-results"):
+        while await cluster.results_waiting():
             await asyncio.sleep(0.01)
 
 
@@ -216,7 +216,7 @@ async def test_a_result_of_no_possible_run_is_set_aside_and_holds_nothing_up(clu
     await cluster.add(recorder("a", []))
     assert (await cluster.ended((await cluster.post("thing", "one", "p")).run_id)).status == "Succeeded"
     async with asyncio.timeout(5):
-        while await messages(cluster, "cv-results"):
+        while await cluster.results_waiting():
             await asyncio.sleep(0.01)
 
 
@@ -495,3 +495,41 @@ async def test_a_write_whose_answer_was_lost_is_known_by_its_run(
     found = await cluster.state.resource("thing", "one")
     assert lost and found is not None and found.revision == accepted.revision
     assert [entry.run_id for entry in found.record.entries] == [accepted.run_id]
+
+
+async def test_results_that_were_taken_in_are_thrown_away_and_no_others(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 8: a takeover waits for what is stored, so what is out with an engine must stay."""
+    refused = asyncio.Event()
+    commit = cluster.state.commit
+
+    async def refuse(*puts: Put, timeout: float = 10.0) -> list[int]:
+        record = puts[0].record
+        if getattr(record, "steps", None) and record.steps["a"].status == "Succeeded":  # type: ignore[union-attr]
+            refused.set()
+            raise BusUnavailable("not now")
+        return await commit(*puts, timeout=timeout)
+
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    await cluster.add(recorder("a", []))
+    for name in ("one", "two", "three"):
+        assert (await cluster.ended((await cluster.post("thing", name, "p")).run_id)).status == "Succeeded"
+    async with asyncio.timeout(5):
+        while await cluster.results_waiting():
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(cluster.state, "commit", refuse)
+    run_id = (await cluster.post("thing", "four", "p")).run_id
+    await refused.wait()
+    last = await intray.last_stored(cluster.bus)
+    assert await intray.taken_in(cluster.bus) == last - 1
+    await intray.throw_away(cluster.bus)
+    assert await messages(cluster, "cv-results") == 1
+    monkeypatch.undo()
+    assert (await cluster.ended(run_id)).status == "Succeeded"
+    async with asyncio.timeout(5):
+        while await intray.taken_in(cluster.bus) < last:
+            await asyncio.sleep(0.01)
+    await cluster.sweep.sweep()
+    assert await messages(cluster, "cv-results") == 0
