@@ -132,12 +132,15 @@ def install_missing(*, with_docker: bool) -> list[str]:
 
 
 def missing_packages(*, with_docker: bool) -> list[str]:
-    present = {"git": has("git"), "busybox-static": has_static_busybox()}
+    present = {"git": has("git"), "busybox-static": has_static_busybox(), "docker-registry": has("docker-registry")}
     if platform.machine() == "x86_64":
         present |= {
             "qemu-system-x86": has("qemu-system-x86_64"),
             "qemu-utils": has("qemu-img"),
             "e2fsprogs": has("mke2fs"),
+            "syslinux": has("syslinux"),
+            "mtools": has("mcopy"),
+            "dosfstools": has("mkfs.vfat"),
         }
     if with_docker:
         present |= {"docker.io": has("dockerd"), "iptables": has("iptables")}
