@@ -19,6 +19,7 @@ from conveyor_runtime.models import Resource, Status, StepResult, utc_now
 from conveyor_runtime.orchestra import Orchestra
 from conveyor_runtime.reconcile import outcome
 from conveyor_runtime.reconcile.admission import Admission
+from conveyor_runtime.reconcile.again import give_back
 from conveyor_runtime.reconcile.claims import BUSY_RETRY, Claims
 from conveyor_runtime.reconcile.context import RunContext
 from conveyor_runtime.reconcile.driver import Driver
@@ -121,7 +122,7 @@ class Dispatch:
         if self._admission is not None and refusal is None and not work.plain:
             admitted = await self._admission.admit(work, node)
             if admitted is False:
-                await delivery.nak(FULL_RETRY)
+                await give_back(delivery, deps.state, FULL_RETRY)
                 return
             refusal = admitted if admitted is not True else None
         if not work.plain and not await self.claims.take(work, node, delivery):

@@ -14,6 +14,7 @@ from conveyor_runtime.bus import Delivery
 from conveyor_runtime.bus.rated import RatedSlots
 from conveyor_runtime.errors import ConfigError, RevisionConflict
 from conveyor_runtime.models import RateState, utc_now
+from conveyor_runtime.reconcile.again import give_back
 from conveyor_runtime.store import Put, State, keys
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -63,7 +64,7 @@ class RateGate:
             self._slots.another()
             return True
         self._slots.pause(wait)
-        await delivery.nak(wait)
+        await give_back(delivery, self._state, wait)
         return False
 
     async def _take(self) -> float | None:

@@ -45,7 +45,7 @@ class World:
             self.naks.append(delay)
             slots._give()
 
-        return await self.gates[process].lets_pass(cast(Any, SimpleNamespace(nak=nak)))
+        return await self.gates[process].lets_pass(cast(Any, SimpleNamespace(nak=nak, headers={})))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ async def test_after_a_burst_runs_begin_at_the_rate_whichever_process_asks(monke
         slots = RatedSlots(1)
         gate = RateGate("d", RateLimit(10, burst=2), world.gates[0]._state, slots)
         slots._take()
-        passed += await gate.lets_pass(cast(Any, SimpleNamespace(nak=asyncio.sleep)))
+        passed += await gate.lets_pass(cast(Any, SimpleNamespace(nak=asyncio.sleep, headers={})))
         world.now += timedelta(milliseconds=10)
     assert passed == 11, "two at once and nine tokens more in the 0.99 s that passed"
 
