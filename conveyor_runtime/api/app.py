@@ -23,6 +23,7 @@ from conveyor_runtime.api.auth import BearerAuth
 from conveyor_runtime.api.deps import Services
 from conveyor_runtime.api.follow import RunEnds
 from conveyor_runtime.api.gate import Gate
+from conveyor_runtime.api.room import Room
 
 _DESCRIPTION = "Resources in, runs out, nothing lost. Errors are problem details (RFC 9457)."
 
@@ -37,6 +38,7 @@ def create_app(services: Services, *, token: str = "") -> FastAPI:
     middleware = [Middleware(Gate)]
     if token:
         middleware.append(Middleware(BearerAuth, token=token))
+    middleware.append(Middleware(Room, disk_is_full=services.disk_is_full))
     app = FastAPI(
         title="Conveyor Runtime",
         version=__version__,

@@ -28,7 +28,8 @@ T = TypeVar("T")
 class Services:
     """What the API stands on.
 
-    `ready` says whether this process can serve, and the state of each part. `closing` is set when it drains: live logs
+    `ready` says whether this process can serve, and the state of each part. `disk_is_full`: that nothing new can be
+    stored. `closing` is set when it drains: live logs
     then end without their end event, and the followers come back to whoever serves next.
     """
 
@@ -38,6 +39,7 @@ class Services:
     logs: LogStore
     bus: Bus
     ready: Callable[[], tuple[bool, dict[str, str]]]
+    disk_is_full: Callable[[], bool] = lambda: False
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 

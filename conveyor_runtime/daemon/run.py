@@ -41,11 +41,11 @@ async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path |
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(_Signals())
         await stack.enter_async_context(signals.notifier.alive())
-        url = await stack.enter_async_context(bus_url(bus_settings))
+        url, disk_is_full = await stack.enter_async_context(bus_url(bus_settings))
         bus = await connect(url, name="conveyor-control", patience=30.0, replicas=bus_settings.replicas)
         stack.push_async_callback(bus.close)
         await stack.enter_async_context(sound_store(bus, bus_settings))
-        control = await stack.enter_async_context(control_plane(bus, api))
+        control = await stack.enter_async_context(control_plane(bus, api, disk_is_full))
         running = Running(control.url, url, api.token, control)
         if ready_file is not None:
             running.write(ready_file)

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -70,15 +70,16 @@ class Running:
 
 
 @asynccontextmanager
-async def bus_url(settings: BusSettings) -> AsyncIterator[str]:
-    """The URL of the bus: the one given, else that of an embedded server for as long as the block lasts."""
+async def bus_url(settings: BusSettings) -> AsyncIterator[tuple[str, Callable[[], bool]]]:
+    """The URL of the bus: the one given, else that of an embedded server for as long as the block lasts; and whether
+    the disk of that server is full."""
     if settings.url:
-        yield settings.url
+        yield settings.url, lambda: False
         return
     server = EmbeddedServer(settings.data_dir / "nats", host=settings.host, port=settings.port, sync=settings.sync)
     await server.start()
     try:
-        yield server.url
+        yield server.url, lambda: server.disk_is_full
     finally:
         await server.stop()
 
@@ -88,11 +89,11 @@ async def up(settings: UpSettings) -> AsyncIterator[Running]:
     """Start everything; ready when the block begins, stopped when it ends. Raises ConfigError, BusError."""
     names = _driver_names(settings.drivers)
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(bus_url(settings.bus))
+        url, disk_is_full = await stack.enter_async_context(bus_url(settings.bus))
         bus = await connect(url, name="conveyor-control", replicas=settings.bus.replicas)
         stack.push_async_callback(bus.close)
         await stack.enter_async_context(sound_store(bus, settings.bus))
-        control = await stack.enter_async_context(control_plane(bus, settings.api))
+        control = await stack.enter_async_context(control_plane(bus, settings.api, disk_is_full))
         await register_shipped(control.services.intake)
         addresses = Running(control.url, url, settings.api.token, control)
         children = await stack.enter_async_context(_children(names, settings, addresses))
