@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from conveyor_runtime.errors import Gone
+from conveyor_runtime.errors import BackendError, Gone
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
+from conveyor_runtime.orchestra.qemu import scripts
 from conveyor_runtime.orchestra.qemu.jobs import Job
 from conveyor_runtime.orchestra.qemu.layout import TaskMeta
+from conveyor_runtime.orchestra.qemu.usage import Meter
 from conveyor_runtime.orchestra.qemu.vm import Vm
-from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput
+from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, OnStat
 
 __all__ = ["QemuContainer", "job_name"]
+
+_SAMPLE = 1.0  # seconds
 
 
 def job_name(task_id: str) -> str:
@@ -38,6 +43,7 @@ class QemuContainer:
         self._id = f"{ns}.{task_id}"
         self._meta = meta
         self._vm = vm
+        self._task_id = task_id
         self._job = Job(share, task_id, job_name(task_id))
         self._is_there = is_there
         self._remove = remove
@@ -88,6 +94,41 @@ class QemuContainer:
         """See the contract."""
         await self.status()  # what it ended with is still known afterwards
         await self._remove()
+
+    async def freeze(self) -> None:
+        """See `capabilities.Freezable`. One that has ended stays as it is."""
+        await self._set_frozen("1")
+
+    async def unfreeze(self) -> None:
+        """See `capabilities.Freezable`."""
+        await self._set_frozen("0")
+
+    async def stats(self, on_stat: OnStat) -> None:
+        """See `capabilities.Measured`."""
+        vm = self._vm
+        if vm is None or (await self.status()).done:
+            return
+        meter = Meter(vm.guest, self._task_id)
+        ending = asyncio.ensure_future(self._job.until_ended(vm, self._meta.watcher))
+        try:
+            while not ending.done():
+                try:
+                    stat = await meter.sample()
+                except BackendError:
+                    if (await self.status()).done:
+                        return
+                    raise
+                if stat is not None:
+                    await on_stat(stat)
+                await asyncio.wait([ending], timeout=_SAMPLE)
+            ending.result()
+        finally:
+            ending.cancel()
+            await asyncio.wait([ending])
+
+    async def _set_frozen(self, frozen: str) -> None:
+        if self._vm is not None and not (await self.status()).done:
+            await self._vm.guest.run(scripts.FREEZE, self._task_id, frozen)
 
     async def _stop(self, vm: Vm, grace: float) -> None:
         await self._job.end(vm, grace)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from conveyor_runtime.orchestra.qemu import agent, monitor
+from conveyor_runtime.orchestra.qemu import agent, monitor, scripts
 from conveyor_runtime.orchestra.qemu.accel import Accelerator
 from conveyor_runtime.orchestra.qemu.images import Image
 
@@ -55,6 +55,7 @@ class Machine:
         """Names what may take up whose frozen state."""
         described: dict[str, Any] = asdict(self)
         described["image"] = self.image.digest
+        described["settled by"] = scripts.BOOT
         described["arguments"] = self.arguments(Path("/"), memory=None, exports=(Export("", "", True),) * self.exports)
         return hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:24]
 

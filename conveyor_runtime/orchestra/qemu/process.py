@@ -15,6 +15,7 @@ from conveyor_runtime.orchestra.qemu.machine import CONSOLE, PID
 
 __all__ = ["Process", "find", "start"]
 
+_START = 60.0  # seconds
 _TAIL = 2000  # bytes of the guest's console in an error
 
 
@@ -83,7 +84,15 @@ async def start(binary: str, arguments: list[str], directory: Path) -> Process:
             child = await asyncio.create_subprocess_exec(
                 *command, stdin=nothing, stdout=nothing, stderr=stderr, cwd=directory, start_new_session=True
             )
-            code = await child.wait()
+            try:
+                async with asyncio.timeout(_START):
+                    code = await child.wait()
+            finally:
+                if child.returncode is None:
+                    child.kill()
+                    await child.wait()
+    except TimeoutError as error:
+        raise BackendError(f"qemu was not ready within {_START:g} s") from error
     except FileNotFoundError as error:
         raise BackendUnavailable(f"there is no {binary}; apt-get install qemu-system-x86") from error
     if code != 0:

@@ -11,7 +11,21 @@ A *job* is one exec or the command of one container. It has a directory in the s
 
 from __future__ import annotations
 
-__all__ = ["BOOT", "CLEAR", "FENCE", "JOB", "PACK", "REMOVE", "SWEEP", "TASK", "UNPACK", "WAKE", "WAYS"]
+__all__ = [
+    "BOOT",
+    "CLEAR",
+    "FENCE",
+    "FREEZE",
+    "JOB",
+    "PACK",
+    "REMOVE",
+    "SWEEP",
+    "TASK",
+    "UNPACK",
+    "USAGE",
+    "WAKE",
+    "WAYS",
+]
 
 BOOT = r"""
 # Once, before a machine is frozen. Fails with a reason if the guest lacks what every task needs.
@@ -30,6 +44,9 @@ fi
 echo "+memory +pids +cpu" > /sys/fs/cgroup/cgroup.subtree_control
 mkdir -p /sys/fs/cgroup/conveyor
 echo "+memory +pids +cpu" > /sys/fs/cgroup/conveyor/cgroup.subtree_control
+for cv_file in /sys/fs/cgroup /sys/fs/cgroup/conveyor; do
+  echo +io 2> /dev/null > "$cv_file/cgroup.subtree_control"  # to be counted, where the kernel can
+done
 for cv_module in 9pnet_virtio 9p; do modprobe "$cv_module" 2> /dev/null; done
 grep -q 9p /proc/filesystems || { echo "the guest's kernel has no 9p to share files by" >&2; exit 1; }
 """
@@ -216,4 +233,40 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
+"""
+
+FREEZE = r"""
+# $1 task, $2 1 or 0: halts all its processes, or lets them go on; returns when that is so.
+cv_group=/sys/fs/cgroup/conveyor/$1
+echo "$2" > "$cv_group/cgroup.freeze" || exit 1
+while ! grep -q "frozen $2" "$cv_group/cgroup.events"; do usleep 10000 2> /dev/null || sleep 0.01; done
+"""
+
+USAGE = r"""
+# $1 task. Prints microseconds of processor, bytes of memory, of droppable cache and at most, processes, bytes read and
+# written by the disk and received and sent by the network.
+cd "/sys/fs/cgroup/conveyor/$1" || exit 1
+cv_cpu=0 cv_cache=0 cv_read=0 cv_written=0 cv_in=0 cv_out=0
+while read -r cv_key cv_value; do [ "$cv_key" = usage_usec ] && cv_cpu=$cv_value; done < cpu.stat
+while read -r cv_key cv_value; do [ "$cv_key" = inactive_file ] && cv_cache=$cv_value; done < memory.stat
+read -r cv_memory < memory.current
+read -r cv_limit < memory.max
+read -r cv_pids < pids.current
+if [ -r io.stat ]; then
+  while read -r cv_line; do
+    for cv_word in $cv_line; do
+      case $cv_word in
+        rbytes=*) cv_read=$((cv_read + ${cv_word#*=}));;
+        wbytes=*) cv_written=$((cv_written + ${cv_word#*=}));;
+      esac
+    done
+  done < io.stat
+fi
+for cv_card in /sys/class/net/*/statistics; do
+  case $cv_card in */lo/*) continue;; esac
+  read -r cv_value < "$cv_card/rx_bytes" && cv_in=$((cv_in + cv_value))
+  read -r cv_value < "$cv_card/tx_bytes" && cv_out=$((cv_out + cv_value))
+done
+[ "$cv_limit" != max ] || cv_limit=0
+echo "$cv_cpu $cv_memory $cv_cache $cv_limit $cv_pids $cv_read $cv_written $cv_in $cv_out"
 """

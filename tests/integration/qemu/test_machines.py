@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conveyor_runtime.errors import Gone, ImageNotFound, TerminalError
+from conveyor_runtime.errors import BackendError, Gone, ImageNotFound, TerminalError
 from conveyor_runtime.orchestra import HostMount, Limits, Sandbox
 from conveyor_runtime.orchestra.qemu import QemuBackend, accel, process, vm
 from conveyor_runtime.testing import Place, Said, run
@@ -157,3 +157,16 @@ async def test_the_accelerator_is_found_by_trying(tmp_path: Path) -> None:
     version = process.version_of(vm.BINARY)
     found = await accel.probe(vm.BINARY, version, tmp_path)
     assert await accel.probe("no program of this name", version, tmp_path) == found
+
+
+async def test_a_frozen_machine_that_cannot_be_taken_up_is_booted_instead(
+    place: Place, backend: QemuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> vm.Vm:
+        raise BackendError("the state is of another world")
+
+    monkeypatch.setattr(vm.Vm, "take_up", broken)
+    sandbox = await start(place, "cold")
+    status, said = await run(sandbox, "df -m . | tail -1; echo ok")
+    assert status.status == "success"
+    assert said.stdout.startswith(b"/dev/vda")
