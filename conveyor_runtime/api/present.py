@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from conveyor_runtime.api.shapes import PipelineView, QueueEntry, ResourceView, StepShape
 from conveyor_runtime.engine import Engine, describe_run
-from conveyor_runtime.models import PipelineSpec, ResourceRecord, Run, RunRecord, StepState
-from conveyor_runtime.models.message import META_RESULT
+from conveyor_runtime.models import PipelineSpec, ResourceRecord, Run, RunRecord
+from conveyor_runtime.models.message import META_RESULT, encode_driver_result
 from conveyor_runtime.store import State
 
 
@@ -45,31 +43,18 @@ async def driver_results(state: State, record: ResourceRecord) -> dict[str, str]
     results = {}
     for step in found.record.plan or ():
         done = found.record.steps.get(step.id)
-        # Without an instance it was the engine that ended the step: no driver said anything.
-        if done is None or not done.status.terminal or done.instance is None:
+        if done is None or not done.reported:
             continue
-        said = {
-            "success": done.status == "Succeeded",
-            "message": done.message,
-            "data": await step_data(state, done),
-            "driver": step.driver,
-        }
-        results[META_RESULT + step.driver] = orjson.dumps(said).decode()
+        data = await state.step_data(done)
+        said = encode_driver_result(step.driver, done.status, done.message, data)
+        results[META_RESULT + step.driver] = said.decode()
     return results
-
-
-async def step_data(state: State, step: StepState) -> Any:
-    """What a step's driver reported, wherever it lies; None if it is stored no more."""
-    if step.data_key is None:
-        return step.data
-    stored = await state.store.get(step.data_key)
-    return orjson.loads(stored.value) if stored else None
 
 
 async def whole_run(engine: Engine, run: RunRecord) -> Run:
     """A run with all its data."""
     state = engine.state
-    data = {step.data_key: await step_data(state, step) for step in run.steps.values() if step.data_key is not None}
+    data = {step.data_key: await state.step_data(step) for step in run.steps.values() if step.data_key is not None}
     return describe_run(run, state.view, data, is_dead=engine.liveness.is_dead)
 
 
