@@ -163,10 +163,13 @@ def _naming_variable(ctx: typer.Context, nats_url: str) -> Iterator[None]:
 
 def _check_backend(backend: str, *, wanted: bool) -> None:
     """Refuse at once what every driver process would only say again and again, once a minute."""
-    from conveyor_runtime.orchestra.registry import BUILT_IN
+    from conveyor_runtime.orchestra.registry import installed
 
-    if backend not in ("auto", *BUILT_IN.names):
-        raise typer.BadParameter(f"there is no backend {backend!r}; there are auto, {', '.join(BUILT_IN.names)}")
+    names = ["auto"] if backend == "auto" else [name.strip() for name in backend.split(",")]
+    known = ["auto", *installed().names]
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"there is no backend {name!r}; there are {', '.join(known)}")
     if backend in ("auto", "native") or not wanted:
         return
     import asyncio

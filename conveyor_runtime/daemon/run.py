@@ -18,7 +18,7 @@ from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, up
 from conveyor_runtime.daemon.worker import run_loop
 from conveyor_runtime.kit.notify import Notifier
 from conveyor_runtime.kit.shutdown import on_signals
-from conveyor_runtime.orchestra.registry import BUILT_IN
+from conveyor_runtime.orchestra.registry import installed
 from conveyor_runtime.security.redaction import redact_url
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _backend(running: Running) -> str:
     for instance in sorted(instances, key=lambda it: it.started_at, reverse=True):
         if instance.driver in names and not (instance.ended or instance.gone) and instance.nodes:
             kind = instance.nodes[0].partition("-")[0]
-            if kind in BUILT_IN.names:
+            if kind in installed().names:
                 return kind
     return ""
 
