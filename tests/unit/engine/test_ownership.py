@@ -21,7 +21,8 @@ HOURS = 10**5
 @pytest.fixture
 def watcher(monkeypatch: pytest.MonkeyPatch) -> Watcher:
     watcher = Watcher(FLEET)
-    monkeypatch.setattr("conveyor_runtime.engine.ownership.stream_info", watcher.stream_info)
+    monkeypatch.setattr("conveyor_runtime.engine.intray.stream_info", watcher.stream_info)
+    monkeypatch.setattr("conveyor_runtime.engine.intray.consumer_info", watcher.consumer_info)
     return watcher
 
 
@@ -77,12 +78,12 @@ async def test_nothing_is_taken_over_while_a_result_waits(watcher: Watcher) -> N
     """Rule 8."""
     await watcher.instance(ended=True)
     await claim(watcher)
-    watcher.results = {"messages": 2, "first_seq": 5, "last_seq": 9}
+    watcher.results = {"taken_in": 4, "last": 9}
     before = await examine(watcher)
     assert before.steps["s"].takeover == 0 and watcher.looks == [0.1]
-    watcher.results = {"messages": 3, "first_seq": 9, "last_seq": 12}
+    watcher.results = {"taken_in": 8, "last": 12}
     assert (await examine(watcher)).steps["s"].takeover == 0
-    watcher.results = {"messages": 3, "first_seq": 10, "last_seq": 12}
+    watcher.results = {"taken_in": 9, "last": 12}
     assert (await examine(watcher)).steps["s"].takeover == 1, "what came later is no result of the dead"
 
 
@@ -90,14 +91,14 @@ async def test_who_came_back_and_died_again_is_waited_for_anew(watcher: Watcher)
     """Rule 8: what it published while it was back must be taken in first."""
     await watcher.instance(ended=True)
     await claim(watcher)
-    watcher.results = {"messages": 1, "first_seq": 5, "last_seq": 5}
+    watcher.results = {"taken_in": 4, "last": 5}
     await examine(watcher)
     await watcher.instance()
     await examine(watcher)
     await watcher.instance(ended=True)
-    watcher.results = {"messages": 1, "first_seq": 8, "last_seq": 8}
+    watcher.results = {"taken_in": 7, "last": 8}
     assert (await examine(watcher)).steps["s"].takeover == 0
-    watcher.results = {"messages": 0, "first_seq": 9, "last_seq": 8}
+    watcher.results = {"taken_in": 8, "last": 8}
     assert (await examine(watcher)).steps["s"].takeover == 1
 
 
@@ -176,9 +177,9 @@ async def test_a_cancelled_step_somebody_has_is_left_to_its_owner(watcher: Watch
     await claim(watcher)
     assert not (await examine(watcher, cancel=True)).status.terminal
     await watcher.instance(ended=True)
-    watcher.results = {"messages": 1, "first_seq": 1, "last_seq": 1}
+    watcher.results = {"taken_in": 0, "last": 1}
     assert not (await examine(watcher)).status.terminal, "its result may be waiting"
-    watcher.results = {"messages": 0, "first_seq": 2, "last_seq": 1}
+    watcher.results = {"taken_in": 1, "last": 1}
     run = await examine(watcher)
     assert (run.status, run.steps["s"].claimed_node) == (Status.CANCELLED, "n1")
     assert watcher.issued == []
@@ -204,9 +205,9 @@ async def test_a_cancel_written_meanwhile_stops_a_takeover(watcher: Watcher) -> 
     """Rule 13."""
     await watcher.instance(ended=True)
     await claim(watcher)
-    watcher.results = {"messages": 1, "first_seq": 1, "last_seq": 1}
+    watcher.results = {"taken_in": 0, "last": 1}
     run = await examine(watcher)
-    watcher.results = {"messages": 0, "first_seq": 2, "last_seq": 1}
+    watcher.results = {"taken_in": 1, "last": 1}
     await watcher.put(keys.run("r"), planner.cancel(run, "me", "enough", NOW))
     [(step, state)] = list(steps.open_steps(run))
     after = await watcher.ownership.examine(run, step, state, lambda run_id, wait: None)
@@ -260,8 +261,8 @@ async def test_a_step_whose_node_is_gone_but_that_was_claimed_is_handed_over_fir
 
 
 async def examine_after_gone(watcher: Watcher) -> None:
-    watcher.results = {"messages": 1, "first_seq": 1, "last_seq": 1}
+    watcher.results = {"taken_in": 0, "last": 1}
     await examine(watcher, node="n1")
     await watcher.pass_time(NODE_GONE + 1)
-    watcher.results = {"messages": 0, "first_seq": 2, "last_seq": 1}
+    watcher.results = {"taken_in": 1, "last": 1}
     assert not (await examine(watcher)).status.terminal

@@ -28,7 +28,7 @@ class Watcher:
         self.issued: list[str] = []
         self.letters: list[str] = []
         self.looks: list[float] = []
-        self.results = {"messages": 0, "first_seq": 1, "last_seq": 0}
+        self.results = {"taken_in": 0, "last": 0}
         dispatcher = SimpleNamespace(publish_or_leave=self._publish, keep_letter=self._keep_letter)
         self.transitions = Transitions(self.state, cast(Any, dispatcher), lambda: fleet or Fleet(), lambda: NOW)
         self.liveness = Liveness(self.state, cast(Any, self.bus), lambda: self.time)
@@ -37,7 +37,10 @@ class Watcher:
         self.view.listen(lambda kind, parts: self.liveness.noticed(parts[0]) if kind == "instance" else None)
 
     async def stream_info(self, bus: Any, stream: str) -> dict[str, Any]:
-        return {"state": self.results}
+        return {"state": {"last_seq": self.results["last"]}}
+
+    async def consumer_info(self, bus: Any, stream: str, name: str) -> dict[str, Any]:
+        return {"ack_floor": {"stream_seq": self.results["taken_in"]}}
 
     async def _publish(self, run: RunRecord, steps: Any) -> bool:
         self.issued += [f"{step.id}.{state.attempt}.{state.takeover}.{state.issue}" for step, state in steps]
