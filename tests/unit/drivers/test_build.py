@@ -37,7 +37,7 @@ async def test_start_refuses_what_it_cannot_have(run: Run) -> None:
         with pytest.raises(TerminalError, match="never"):
             await run.step("container-start", image="conveyor-test/none:1", pull="never")
     else:
-        with pytest.raises(TerminalError, match="limits"):
+        with pytest.raises(TerminalError, match="limit"):
             await run.step("container-start", limits={"memory": "1Gi"})
 
 
