@@ -14,7 +14,7 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra import checks, execs
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.names import check_task_id, run_of
-from conveyor_runtime.orchestra.native import layout
+from conveyor_runtime.orchestra.native import layout, records
 from conveyor_runtime.orchestra.native.container import NativeContainer
 from conveyor_runtime.orchestra.native.keeper import Job
 from conveyor_runtime.orchestra.native.keeping import Keeping
@@ -147,10 +147,10 @@ class NativeBackend:
         session. No container of it is started again from here on."""
         found = []
         for place in (self._root / ns, *layout.retired(self._root, ns)):
-            for home in layout.homes(place):
-                found += layout.targets(home)
+            for home in records.homes(place):
+                found += records.targets(home)
                 if (home / "stdout").exists() and not (home / "exit").exists():
-                    layout.doom(home)
+                    records.doom(home)
         return found
 
     async def _start(self, ns: str, task: Task, owner: Owner) -> None:
@@ -210,7 +210,7 @@ async def _until_started(home: Path) -> None:
     """Another process is in charge of it."""
     try:
         async with asyncio.timeout(_START):
-            while layout.waits_for_start(home):  # noqa: ASYNC110 - there is nothing to be told by
+            while records.waits_for_start(home):  # noqa: ASYNC110 - there is nothing to be told by
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise BackendError(f"the container {home.name} was not started by who had begun to") from None

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from conveyor_runtime.errors import BackendError, Gone
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.native import layout
+from conveyor_runtime.orchestra.native import records
 from conveyor_runtime.orchestra.native.layout import Meta
 from conveyor_runtime.orchestra.native.proc import start_of, sweep
 from conveyor_runtime.orchestra.native.removal import remove_home
@@ -82,7 +82,7 @@ class NativeContainer:
 
     async def stop(self, grace: float = 10.0) -> None:
         """See the contract."""
-        if self._look().done or not layout.doom(self._home):
+        if self._look().done or not records.doom(self._home):
             return
         while not self._look().done:
             try:
@@ -97,7 +97,7 @@ class NativeContainer:
         await remove_home(self._root, self._ns, self._home.name)
 
     async def _end(self, grace: float) -> None:
-        await execs.end(lambda number: asyncio.to_thread(sweep, layout.targets(self._home), number), grace)
+        await execs.end(lambda number: asyncio.to_thread(sweep, records.targets(self._home), number), grace)
 
     def _look(self) -> ContainerStatus:
         if self._final is None:
@@ -120,13 +120,13 @@ class NativeContainer:
             # Killed with its keeper: how it ended nobody knows, and that must stay so.
             verdict = "cancelled" if (self._home / "cancelled").exists() else "lost"
             found = {"code": None, "restarts": record["restarts"], "started": record["at"], "verdict": verdict}
-            layout.write_once(self._home / "exit", {**found, "oom": False, "finished": datetime.now(UTC).timestamp()})
+            records.write_once(self._home / "exit", {**found, "oom": False, "finished": datetime.now(UTC).timestamp()})
             return _finished(self._record("exit") or found)
         started_at = datetime.fromtimestamp(record["at"], UTC) if record else self._meta.created_at
         return ContainerStatus("running", None, None, started_at, None, restarts=record.get("restarts", 0))
 
     def _record(self, name: str) -> dict[str, Any]:
-        return layout.read_record(self._home, name)
+        return records.read_record(self._home, name)
 
 
 def _opened(path: Path) -> IO[bytes]:

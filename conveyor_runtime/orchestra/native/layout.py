@@ -18,41 +18,30 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from conveyor_runtime.errors import BackendError, ConfigError
-from conveyor_runtime.orchestra.execs import EXEC_MARK, Record
-from conveyor_runtime.orchestra.native.proc import Target, start_of
 from conveyor_runtime.orchestra.task import Owner
 
 __all__ = [
     "SANDBOX_PARTS",
     "Meta",
     "default_root",
-    "doom",
-    "homes",
+    "listdir",
     "make",
     "namespaces",
     "node_name",
     "open_root",
     "read_meta",
-    "read_record",
-    "records",
     "remove_tree",
     "retire",
     "retire_one",
     "retired",
-    "targets",
-    "users_of",
-    "waits_for_start",
-    "write_once",
 ]
 
 log = logging.getLogger(__name__)
@@ -168,63 +157,6 @@ def read_meta(sandbox: Path) -> Meta | None:
         raise BackendError(f"the native sandbox {sandbox} cannot be read: {error}") from error
 
 
-def homes(place: Path) -> list[Path]:
-    """The sandboxes, containers and volumes of a namespace, or of what is left of one."""
-    return [path for path in _listdir(place) if (path / "meta.json").exists()]
-
-
-def waits_for_start(home: Path) -> bool:
-    """Whether a container has been made and not started yet."""
-    return home.exists() and not ((home / "pid").exists() or (home / "exit").exists())
-
-
-def records(home: Path) -> list[Record]:
-    """The execs that have begun in a sandbox."""
-    return [record for path in _listdir(home / "execs") if (record := Record.parse(path.name))]
-
-
-def targets(home: Path) -> list[Target]:
-    """All processes of a sandbox or container, by what they recorded: also where the rest cannot be read."""
-    found = [Target(f"{EXEC_MARK}={record.nonce}".encode(), record.pid, record.start) for record in records(home)]
-    record = read_record(home, "pid")
-    return [*found, Target(record["mark"].encode(), record["pid"], record["start"])] if record else found
-
-
-def read_record(home: Path, name: str) -> dict[str, Any]:
-    """What a container's keeper wrote; empty if it has not."""
-    try:
-        found = json.loads((home / name).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise BackendError(f"the container {home} cannot be read: {error}") from error
-    return found if isinstance(found, dict) else {}
-
-
-def doom(home: Path) -> bool:
-    """Let a container count as cancelled and never be started again; False if it is gone."""
-    try:
-        (home / "cancelled").touch(mode=0o600)
-    except FileNotFoundError:
-        return False
-    record = read_record(home, "pid")
-    if record and start_of(record["keeper"]) == record["keeper_start"]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(record["keeper"], signal.SIGUSR1)  # it may be waiting to start it again
-    return True
-
-
-def write_once(file: Path, found: dict[str, object]) -> None:
-    """Unless it is there. Whole or not at all; nothing if its directory is gone."""
-    draft = file.with_name(f".{file.name}-{secrets.token_hex(8)}")
-    with contextlib.suppress(FileNotFoundError, FileExistsError):
-        draft.write_text(json.dumps(found))
-        try:
-            os.link(draft, file)
-        finally:
-            draft.unlink()
-
-
 def _write_durably(file: Path, text: str) -> None:
     """So that no power cut leaves a sandbox that nobody can tell the owner of."""
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
@@ -265,7 +197,7 @@ def namespaces(root: Path) -> Iterator[tuple[str, list[Meta], datetime]]:
 def _metas(namespace: Path) -> list[Meta]:
     """What can be read of it: one broken file must not hide the rest, nor other namespaces."""
     metas = []
-    for path in _listdir(namespace):
+    for path in listdir(namespace):
         try:
             meta = read_meta(path)
         except BackendError as error:
@@ -274,16 +206,6 @@ def _metas(namespace: Path) -> list[Meta]:
         if meta is not None:
             metas.append(meta)
     return metas
-
-
-def users_of(root: Path, ns: str, volume: str) -> list[str]:
-    """The containers of the namespace that mount it and have not ended."""
-    found = []
-    for path in _listdir(root / ns):
-        meta = read_meta(path)
-        if meta is not None and volume in meta.volumes and not (path / "exit").exists():
-            found.append(path.name)
-    return found
 
 
 def retire(root: Path, ns: str) -> None:
@@ -314,7 +236,8 @@ def retired(root: Path, ns: str) -> list[Path]:
     return [root / name for name in sorted(os.listdir(root)) if of_it.fullmatch(name)]
 
 
-def _listdir(path: Path) -> list[Path]:
+def listdir(path: Path) -> list[Path]:
+    """What is in it, sorted; nothing if it is not there."""
     try:
         return sorted(path.iterdir())
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.process import Child
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.native import layout
+from conveyor_runtime.orchestra.native import records
 from conveyor_runtime.orchestra.native.layout import Meta, remove_tree
 from conveyor_runtime.orchestra.native.proc import Target, start_of, sweep
 from conveyor_runtime.orchestra.native.removal import end_targets, remove_home
@@ -164,7 +164,7 @@ class NativeSandbox:
         """Let none of these begin any more; returns those that have."""
         directory = self._home / "execs"
         (directory / execs.fence_name(step, before)).touch()
-        return [record for record in layout.records(self._home) if record.is_before(step, before)]
+        return [record for record in records.records(self._home) if record.is_before(step, before)]
 
     def _forget(self, records: list[execs.Record]) -> None:
         for record in records:

@@ -11,7 +11,7 @@ from typing import IO
 
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra.archive import check_members, check_path, packed, spooled_archive
-from conveyor_runtime.orchestra.native import layout
+from conveyor_runtime.orchestra.native import layout, records
 
 __all__ = ["NativeVolume", "volume_dir"]
 
@@ -77,7 +77,7 @@ class NativeVolume:
             raise BackendError(f"volume {self._name} cannot be written: {error}") from error
 
     def _remove(self) -> None:
-        users = layout.users_of(self._root, self._ns, self._name)
+        users = records.users_of(self._root, self._ns, self._name)
         if users:
             raise BackendError(f"volume {self._name} is in use by {', '.join(users)}")
         place = layout.retire_one(self._root, self._ns, volume_dir(self._name))
