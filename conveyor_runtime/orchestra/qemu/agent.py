@@ -96,10 +96,6 @@ class Agent:
             request["input-data"] = base64.b64encode(stdin).decode()
         return int((await self.call("guest-exec", request))["pid"])
 
-    async def forget(self, pid: int) -> None:
-        """Let the agent drop what it knows of a process that has ended."""
-        await self.call("guest-exec-status", {"pid": pid})
-
     async def _call(self, command: str, arguments: Mapping[str, Any]) -> Any:
         port = Port(self._directory, PORT)
         try:

@@ -11,7 +11,6 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.base import Prepared, Progress
-from conveyor_runtime.orchestra.checks import Wish, check_host_mounts, check_task, mount_path, refuse
 from conveyor_runtime.orchestra.names import check_task_id, run_of
 from conveyor_runtime.orchestra.native.layout import node_name, open_root, remove_tree
 from conveyor_runtime.orchestra.qemu import scripts
@@ -20,7 +19,7 @@ from conveyor_runtime.orchestra.qemu.fleet import Fleet
 from conveyor_runtime.orchestra.qemu.jobs import Job
 from conveyor_runtime.orchestra.qemu.layout import Layout, TaskMeta, VmMeta, VolumeMeta
 from conveyor_runtime.orchestra.qemu.machine import SHARE
-from conveyor_runtime.orchestra.qemu.machines import USER_NETWORK
+from conveyor_runtime.orchestra.qemu.requests import check_kept, meta_of, task_words
 from conveyor_runtime.orchestra.qemu.sandbox import PATH, QemuSandbox
 from conveyor_runtime.orchestra.qemu.sockets import locked
 from conveyor_runtime.orchestra.qemu.vm import VOLUMES, Vm
@@ -29,11 +28,6 @@ from conveyor_runtime.orchestra.status import NamespaceInfo
 from conveyor_runtime.orchestra.task import Owner, Task
 
 __all__ = ["QemuBackend"]
-
-_KEEPS: tuple[Wish, ...] = (
-    *("cpu limit", "memory limit", "pids limit", "mounts", "absolute mount paths", "read-only mounts", "host mounts"),
-    *("tmpfs", "user", "privileged", "network none", "named network", "timeout", "stdin"),
-)
 
 
 class QemuBackend:
@@ -55,17 +49,17 @@ class QemuBackend:
 
     async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """See the contract. The first time, a machine like the task's is booted and frozen."""
-        self._check(task, sandbox=True)
+        check_kept(task, self._host_paths, sandbox=True)
         return Prepared(await self._fleet.prepare(task, on_progress))
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> QemuSandbox:
         """See the contract."""
-        self._check(task, sandbox=True)
+        check_kept(task, self._host_paths, sandbox=True)
         async with locked(self._layout.lock(ns)):
             found = self._running(ns, task.id)
             if found is None:
                 vm, machine = await self._begin(ns, task, owner)
-                meta = _meta(task, owner, machine)
+                meta = meta_of(task, owner, machine)
                 self._layout.write_task(ns, task.id, meta)
                 found = vm, meta
         return self._sandbox(ns, task.id, *found)
@@ -80,7 +74,7 @@ class QemuBackend:
 
     async def run(self, ns: str, task: Task, owner: Owner) -> QemuContainer:
         """See the contract."""
-        self._check(task)
+        check_kept(task, self._host_paths)
         async with locked(self._layout.lock(ns)):
             if self._layout.read_task(ns, task.id) is None:
                 await finish(self._run(ns, task, owner))
@@ -143,23 +137,12 @@ class QemuBackend:
         """See the contract."""
         self._fleet.close()
 
-    def _check(self, task: Task, *, sandbox: bool = False) -> None:
-        check_task(task)
-        refuse(task, self.name, [*_KEEPS, "the image's own command"] if sandbox else _KEEPS)
-        check_host_mounts(task, self._host_paths)
-        if task.network not in ("default", "none", USER_NETWORK):
-            raise TerminalError(f"the qemu backend has the network {USER_NETWORK!r} or none, not {task.network!r}")
-
     async def _begin(self, ns: str, task: Task, owner: Owner) -> tuple[Vm, VmMeta]:
         """Have the machine, and in it what a task needs before its first command."""
+        vm, machine = await self._fleet.ensure(ns, task)
         for mount in task.mounts:
             self._make_volume(ns, mount.volume, owner)
-        vm, machine = await self._fleet.ensure(ns, task)
-        limits = task.limits
-        words = [task.id, task.workdir, task.user]
-        words += [str(limits.memory_bytes or "max"), f"{limits.cpu_milli * 100 if limits.cpu_milli else 'max'} 100000"]
-        words += [str(limits.pids or "max"), *_mounts(task, machine)]
-        await finish(vm.guest.run(scripts.WAKE + scripts.TASK, *words))
+        await finish(vm.guest.run(scripts.WAKE + scripts.TASK, *task_words(task, machine)))
         return vm, machine
 
     async def _run(self, ns: str, task: Task, owner: Owner) -> None:
@@ -173,7 +156,7 @@ class QemuBackend:
         watcher = await job.start(
             vm, command, env=env, user=task.user, timeout=task.timeout, grace=task.grace, whole=True
         )
-        self._layout.write_task(ns, task.id, _meta(task, owner, machine, watcher))
+        self._layout.write_task(ns, task.id, meta_of(task, owner, machine, watcher))
 
     def _make_volume(self, ns: str, name: str, owner: Owner) -> None:
         if self._layout.read_volume(ns, name) is None:
@@ -236,24 +219,3 @@ class QemuBackend:
 
     def _sandbox(self, ns: str, task_id: str, vm: Vm, meta: TaskMeta) -> QemuSandbox:
         return QemuSandbox(ns, task_id, meta, vm, self._is_there(ns, task_id, meta), self._remover(ns, task_id))
-
-
-def _meta(task: Task, owner: Owner, machine: VmMeta, watcher: int = 0) -> TaskMeta:
-    volumes = [mount.volume for mount in task.mounts]
-    now = datetime.now(UTC)
-    return TaskMeta(owner, dict(task.env), task.user, task.workdir, volumes, now, machine.boot, watcher)
-
-
-def _mounts(task: Task, machine: VmMeta) -> list[str]:
-    """What, where and how of each mount, as the script in the guest takes them."""
-    words: list[str] = []
-    for mount in task.mounts:
-        inside = f"/run/conveyor/share/{VOLUMES}/{mount.volume}"
-        words += [inside, mount_path(task, mount.path), "ro" if mount.read_only else ""]
-    tags = {(source, read_only): tag for tag, source, read_only in machine.exports}
-    for host in task.host_mounts:
-        tag = tags[(host.source, host.read_only)]
-        words += [f"/run/conveyor/host/{tag}", host.path, "ro" if host.read_only else ""]
-    for tmpfs in task.tmpfs:
-        words += ["tmpfs", tmpfs.path, f"size={tmpfs.size_bytes}" if tmpfs.size_bytes else "mode=1777"]
-    return words

@@ -15,7 +15,7 @@ from typing import IO
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra.archive import check_members, check_path, spooled_archive
-from conveyor_runtime.orchestra.qemu import scripts
+from conveyor_runtime.orchestra.qemu import file_scripts, scripts
 from conveyor_runtime.orchestra.qemu.transfer import passing, sent
 from conveyor_runtime.orchestra.qemu.vm import VOLUMES, Vm
 
@@ -53,7 +53,7 @@ class QemuVolume:
             await self._check_ways(vm, names)
             file.seek(0)
             async with sent(vm, iter(lambda: file.read(_CHUNK), b"")) as path:
-                await finish(vm.guest.run(scripts.WAKE + scripts.UNPACK, path, self._inside, "", timeout=_COPY))
+                await finish(vm.guest.run(scripts.WAKE + file_scripts.UNPACK, path, self._inside, "", timeout=_COPY))
 
     async def copy_out(self, *paths: str) -> AsyncIterator[bytes]:
         """See the contract."""
@@ -63,7 +63,7 @@ class QemuVolume:
         await self._check_ways(vm, paths, there=True)
         words = [f"./{path}" if path.startswith("-") else path for path in paths] or ["."]
         with passing(vm) as (file, path):
-            await finish(vm.guest.run(scripts.WAKE + scripts.PACK, path, self._inside, *words, timeout=_COPY))
+            await finish(vm.guest.run(scripts.WAKE + file_scripts.PACK, path, self._inside, *words, timeout=_COPY))
             with await asyncio.to_thread(file.open, "rb") as opened:
                 while data := await asyncio.to_thread(opened.read, _CHUNK):
                     yield data
@@ -79,7 +79,9 @@ class QemuVolume:
         asked += [("there", name) for name in names] if there else []
         for start in range(0, len(asked), _AT_ONCE):
             words = [word for pair in asked[start : start + _AT_ONCE] for word in pair]
-            ran = await vm.guest.agent.run(["/bin/sh", "-c", scripts.WAKE + scripts.WAYS, "sh", self._inside, *words])
+            ran = await vm.guest.agent.run(
+                ["/bin/sh", "-c", scripts.WAKE + file_scripts.WAYS, "sh", self._inside, *words]
+            )
             said = ran.err.decode(errors="replace").strip()
             if ran.code == _LEADS_OUT:
                 raise TerminalError(f"volume {self._name}: {said}")
