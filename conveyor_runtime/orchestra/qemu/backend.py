@@ -14,7 +14,7 @@ from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.names import check_task_id, run_of
 from conveyor_runtime.orchestra.native.layout import node_name, open_root, remove_tree
 from conveyor_runtime.orchestra.qemu import scripts
-from conveyor_runtime.orchestra.qemu.container import QemuContainer, job_name
+from conveyor_runtime.orchestra.qemu.container import QemuContainer
 from conveyor_runtime.orchestra.qemu.fleet import Fleet
 from conveyor_runtime.orchestra.qemu.jobs import Job
 from conveyor_runtime.orchestra.qemu.layout import Layout, TaskMeta, VmMeta, VolumeMeta
@@ -146,9 +146,10 @@ class QemuBackend:
         return vm, machine
 
     async def _run(self, ns: str, task: Task, owner: Owner) -> None:
-        job = Job(self._layout.vm(ns) / SHARE, task.id, job_name(task.id))
-        await asyncio.to_thread(job.remove)  # of one that somebody began with and did not finish
         vm, machine = await self._begin(ns, task, owner)
+        # A name of its own each time: who watched over an earlier one may still be tidying up.
+        name = execs.new_nonce()
+        job = Job(vm.share, task.id, name)
         await job.make(task.stdin)
         marks = {execs.SANDBOX_MARK: ns}
         env = {"PATH": PATH, "LANG": "C.UTF-8", **task.env, **marks}
@@ -156,7 +157,7 @@ class QemuBackend:
         watcher = await job.start(
             vm, command, env=env, user=task.user, timeout=task.timeout, grace=task.grace, whole=True
         )
-        self._layout.write_task(ns, task.id, meta_of(task, owner, machine, watcher))
+        self._layout.write_task(ns, task.id, meta_of(task, owner, machine, name, watcher))
 
     def _make_volume(self, ns: str, name: str, owner: Owner) -> None:
         if self._layout.read_volume(ns, name) is None:
@@ -194,13 +195,14 @@ class QemuBackend:
         return remove
 
     async def _remove(self, ns: str, task_id: str) -> None:
-        found = self._running(ns, task_id)
+        found, meta = self._running(ns, task_id), self._layout.read_task(ns, task_id)
         if found is not None:
             vm = found[0]
             await execs.end(lambda signal: vm.guest.sweep([task_id], signal), 0)
             await vm.guest.run(scripts.REMOVE, task_id)
         self._layout.forget_task(ns, task_id)
-        await asyncio.to_thread(Job(self._layout.vm(ns) / SHARE, task_id, job_name(task_id)).remove)
+        if meta is not None and meta.job:
+            await asyncio.to_thread(Job(self._layout.vm(ns) / SHARE, task_id, meta.job).remove)
 
     def _running(self, ns: str, task_id: str) -> tuple[Vm, TaskMeta] | None:
         """The task with the machine it was started in, if that lives."""

@@ -16,14 +16,9 @@ from conveyor_runtime.orchestra.qemu.usage import Meter
 from conveyor_runtime.orchestra.qemu.vm import Vm
 from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, OnStat
 
-__all__ = ["QemuContainer", "job_name"]
+__all__ = ["QemuContainer"]
 
 _SAMPLE = 1.0  # seconds
-
-
-def job_name(task_id: str) -> str:
-    """Of a container's command; the jobs of execs are nonces, and none has a dot."""
-    return f"{task_id}.run"
 
 
 class QemuContainer:
@@ -44,7 +39,7 @@ class QemuContainer:
         self._meta = meta
         self._vm = vm
         self._task_id = task_id
-        self._job = Job(share, task_id, job_name(task_id))
+        self._job = Job(share, task_id, meta.job)
         self._is_there = is_there
         self._remove = remove
         self._last: ContainerStatus | None = None

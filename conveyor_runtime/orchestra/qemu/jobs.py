@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from conveyor_runtime.errors import BackendError, Gone, TerminalError
+from conveyor_runtime.errors import BackendError, Gone
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.qemu import scripts
 from conveyor_runtime.orchestra.qemu.agent import AgentError
@@ -117,15 +117,13 @@ class Job:
         return self._last_words() is not None
 
     def outcome(self) -> Outcome | None:
-        """How it ended, None if it has not. Raises `TerminalError` for one that could not begin."""
+        """How it ended, None if it has not. One that could not begin has code 125, and its stderr says why."""
         found = self._last_words()
         if found is None:
             return None
         words, at = found
-        if words[:1] == ["failed"]:
-            raise TerminalError(" ".join(words[1:]))
         try:
-            _, code, oom = words
+            code, oom = words
             why = "timeout" if self._before("timeout", at) else "stopped" if self._before("stop", at) else "ended"
             return Outcome(why, int(code), int(oom) > 0, datetime.fromtimestamp(at, UTC))
         except ValueError as error:

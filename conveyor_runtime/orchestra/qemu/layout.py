@@ -62,8 +62,10 @@ class TaskMeta:
     created_at: datetime
     boot: str
     """Of the machine it was started in; in another one it does not run."""
+    job: str = ""
+    """Name of the job that is a container's command; empty for a sandbox."""
     watcher: int = 0
-    """Process in the guest that watches over a container's command; 0 for a sandbox."""
+    """Process in the guest that watches over it."""
 
 
 @dataclass(frozen=True)

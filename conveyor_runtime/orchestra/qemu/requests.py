@@ -29,11 +29,11 @@ def check_kept(task: Task, host_paths: tuple[Path, ...], *, sandbox: bool = Fals
         raise TerminalError(f"the qemu backend has the network {USER_NETWORK!r} or none, not {task.network!r}")
 
 
-def meta_of(task: Task, owner: Owner, machine: VmMeta, watcher: int = 0) -> TaskMeta:
+def meta_of(task: Task, owner: Owner, machine: VmMeta, job: str = "", watcher: int = 0) -> TaskMeta:
     """What is kept of it."""
     volumes = [mount.volume for mount in task.mounts]
     now = datetime.now(UTC)
-    return TaskMeta(owner, dict(task.env), task.user, task.workdir, volumes, now, machine.boot, watcher)
+    return TaskMeta(owner, dict(task.env), task.user, task.workdir, volumes, now, machine.boot, job, watcher)
 
 
 def task_words(task: Task, machine: VmMeta) -> list[str]:

@@ -66,6 +66,13 @@ TASK = r"""
 # After WAKE. $1 task, $2 workdir, $3 user, $4 memory.max, $5 cpu.max, $6 pids.max, then for every mount: what (a
 # directory, or tmpfs), its path inside, options.
 cv_home=/var/lib/conveyor/tasks/$1 cv_group=/sys/fs/cgroup/conveyor/$1 cv_ns=/run/conveyor/ns/$1
+if [ -d "$cv_group" ]; then
+  # What is left of one that somebody began with and did not finish, or did not finish to remove.
+  for cv_file in "$cv_group"/*/cgroup.procs; do
+    while read -r cv_pid < "$cv_file"; do [ "$cv_pid" = 0 ] || kill -9 "$cv_pid"; done
+  done 2> /dev/null
+  rm -rf "$cv_home" "/run/conveyor/execs/$1"
+fi
 mkdir -p "$cv_home/workspace" "$cv_group" || exit 1
 [ -d "/run/conveyor/execs/$1" ] || mkdir -m 1777 "/run/conveyor/execs/$1" || exit 1
 case ${3%%:*} in ''|0|root) ;; *) chown "$3" "$cv_home/workspace" || exit 1;; esac
@@ -100,11 +107,11 @@ cv_path=$PATH PATH=/usr/sbin:/usr/bin:/sbin:/bin
 cv_task=$1 cv_dir=/run/conveyor/share/jobs/$2 cv_group=/sys/fs/cgroup/conveyor/$1/$2
 cv_user=$3 cv_stdin=$4 cv_limit=$5 cv_grace=$6 cv_whole=$7
 shift 7
-cv_ends() { echo "$*" > "$cv_dir/exit"; exit 0; }
+cv_refuse() { echo "conveyor: $1" > "$cv_dir/stderr"; echo "125 0" > "$cv_dir/exit"; exit 0; }
 cv_program() { for cv_place in /usr/bin /bin /usr/sbin /sbin; do [ -x "$cv_place/$1" ] && break; done; }
 cv_program nsenter; cv_nsenter=$cv_place/nsenter
 cv_program setsid; cv_setsid=$cv_place/setsid
-mkdir "$cv_group" || cv_ends "failed the task $cv_task is not there"
+mkdir "$cv_group" || cv_refuse "the task $cv_task is not there"
 cv_login=${cv_user%%:*} cv_uid= cv_gid= cv_home=/ cv_groups=--clear-groups
 case $cv_user in
   ''|root|0) cv_uid=0 cv_gid=0 cv_home=/root;;
@@ -115,7 +122,7 @@ case $cv_user in
       fi
     done < /etc/passwd
     if [ -z "$cv_uid" ]; then
-      case $cv_login in *[!0-9]*) cv_ends "failed the guest has no user $cv_login";; esac
+      case $cv_login in *[!0-9]*) cv_refuse "the guest has no user $cv_login";; esac
       cv_uid=$cv_login cv_gid=0
     fi
     case $cv_user in *:*) cv_gid=${cv_user#*:} cv_groups=--clear-groups;; esac;;
@@ -126,9 +133,9 @@ if [ "$cv_limit" != 0 ]; then
   setsid sh -c '
     sleep "$2"
     : > "$3/timeout"
-    kill -15 $(cat "$1/cgroup.procs")
+    kill -15 $(grep -vx 0 "$1/cgroup.procs")
     while [ -n "$(cat "$1/cgroup.procs")" ]; do
-      [ "$4" -gt 0 ] || kill -9 $(cat "$1/cgroup.procs")
+      [ "$4" -gt 0 ] || kill -9 $(grep -vx 0 "$1/cgroup.procs")
       set -- "$1" "$2" "$3" $(($4 - 1)); sleep 0.1
     done
   ' sh "$cv_group" "$cv_limit" "$cv_dir" "$cv_grace" &
@@ -153,19 +160,21 @@ if [ -n "$cv_watch" ]; then
   if [ -e "$cv_dir/timeout" ]; then wait "$cv_watch"; else kill -9 "-$cv_watch"; fi
 fi
 while [ -n "$cv_whole" ] && read -r cv_pid < "$cv_group/cgroup.procs"; do
-  echo 1 > "$cv_group/cgroup.kill" || kill -9 "$cv_pid"
+  echo 1 > "$cv_group/cgroup.kill" || [ "$cv_pid" = 0 ] || kill -9 "$cv_pid"
 done
-echo "ended $cv_code $cv_oom" > "$cv_dir/exit"
+echo "$cv_code $cv_oom" > "$cv_dir/exit"
 rmdir "$cv_group"
 """
 
 SWEEP = r"""
 # $1 signal (0 = none), then names of jobs or tasks: signals every process in them, and prints it with the name.
+# A process that has just ended is listed as 0, and to signal 0 would be to signal the agent and all it started.
 cv_signal=$1; shift
 for cv_name; do
   for cv_file in "/sys/fs/cgroup/conveyor/$cv_name/cgroup.procs" "/sys/fs/cgroup/conveyor/$cv_name"/*/cgroup.procs; do
     [ -r "$cv_file" ] || continue
     while read -r cv_pid; do
+      [ "$cv_pid" != 0 ] || continue
       [ "$cv_signal" = 0 ] || kill "-$cv_signal" "$cv_pid" 2> /dev/null
       echo "$cv_name $cv_pid"
     done < "$cv_file"
