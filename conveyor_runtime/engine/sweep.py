@@ -23,7 +23,7 @@ from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.purge import Purge
 from conveyor_runtime.engine.resync import Resync
 from conveyor_runtime.errors import BusUnavailable, InfrastructureError, RevisionConflict
-from conveyor_runtime.models import PlannedStep, RunRecord, StepState
+from conveyor_runtime.models import PlannedStep, RunRecord, Status, StepState
 from conveyor_runtime.store import Put, Versioned, keys
 
 log = logging.getLogger(__name__)
@@ -121,10 +121,9 @@ class Sweep:
         self._engine.look(run_id)
 
     async def _remove_orphan(self, found: Versioned[RunRecord]) -> bool:
-        """Remove a run that was never accepted; True if this was one, of a version that wrote the resource after
-        it."""
+        """Remove a run that was never accepted; True if this was one."""
         run = found.record
-        if run.status != "Accepted" or self._transitions.now() - run.created_at < ORPHAN_AGE:
+        if run.status is not Status.ACCEPTED or self._transitions.now() - run.created_at < ORPHAN_AGE:
             return False
         resource = await self._state.resource(run.type, run.name)
         if resource is not None and any(entry.run_id == run.run_id for entry in resource.record.entries):
