@@ -45,8 +45,6 @@ EXEC_MARK = "CONVEYOR_EXEC"
 SANDBOX_MARK = "CONVEYOR_SANDBOX"
 """The same for all execs of a namespace."""
 
-NOT_BEGUN = 125
-"""Exit code of a wrapper that did not become the command; its stderr says why."""
 
 # $1 directory of records, $2 step, $3 attempt, $4 takeover, $5 nonce, $6 what to note, $7 working directory, then argv.
 # Only builtins: an image may have nothing but sh. Start time is field 22 of stat; the second may hold spaces.
