@@ -31,8 +31,9 @@ class BusSettings:
     accept_loss: bool = False
     """Serve a store of which something acknowledged is missing, as it is."""
 
-    replicas: int = 1
-    """Copies of every stream, for clusters: 1, 3 or 5."""
+    replicas: int | None = None
+    """Copies of every stream, for clusters: 1, 3 or 5. None leaves those of a stream as they are, and makes a new one
+    with one."""
 
 
 @dataclass(frozen=True)

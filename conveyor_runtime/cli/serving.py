@@ -89,11 +89,13 @@ def serve(
     nats_port: options.NatsPort = 0,
     sync: options.Sync = "always",
     replicas: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--replicas", envvar="CONVEYOR_REPLICAS", help="Copies of every stream in a NATS cluster: 1, 3 or 5."
+            "--replicas",
+            envvar="CONVEYOR_REPLICAS",
+            help="Copies of every stream in a NATS cluster: 1, 3 or 5; left out, they stay as they are (new: 1).",
         ),
-    ] = 1,
+    ] = None,
     token: options.ServerToken = "",
     ready_file: options.ReadyFile = None,
     accept_loss: options.AcceptLoss = False,

@@ -7,7 +7,7 @@ from conveyor_runtime.bus.streams import ensure_streams, is_foreign_engine
 from conveyor_runtime.errors import ConfigError
 
 
-async def connect(url: str, *, name: str, patience: float = 10.0, replicas: int = 1) -> Bus:
+async def connect(url: str, *, name: str, patience: float = 10.0, replicas: int | None = None) -> Bus:
     """A control plane's connection, to a bus with our streams on it. Raises BusUnavailable, ConfigError, BusError."""
     bus = await Bus.connect(url, name=name, patience=patience)
     try:

@@ -27,6 +27,7 @@ from conveyor_runtime.bus.streams import (
     next_by_subject,
     stream_info,
 )
+from conveyor_runtime.config import BusSettings
 from conveyor_runtime.errors import BusError
 
 
@@ -99,6 +100,25 @@ async def test_the_state_bucket_is_one_for_other_tools(bus: Bus, nats_server: Em
     entry = await bucket.get("a.c")
     assert entry.value == b"ours"
     await client.close()
+
+
+async def test_who_says_nothing_of_replicas_leaves_them_as_they_are(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second `serve` without the option must not cut a cluster's streams down to one copy."""
+    asked: list[dict[str, Any]] = []
+    api = bus.api
+
+    async def three(verb: str, body: Any = None, **options: Any) -> dict[str, Any]:
+        if verb.startswith("STREAM.UPDATE"):
+            asked.append(body)
+        answer = await api(verb, body, **options)
+        if verb.startswith("STREAM.INFO"):
+            answer["config"]["num_replicas"] = 3
+        return answer
+
+    monkeypatch.setattr(bus, "api", three)
+    assert BusSettings().replicas is None
+    await ensure_streams(bus, replicas=BusSettings().replicas)
+    assert asked == []
 
 
 async def test_single_messages(bus: Bus) -> None:
