@@ -14,7 +14,7 @@ from conveyor_runtime.config import ApiSettings, BusSettings
 from conveyor_runtime.daemon.connect import connect
 from conveyor_runtime.daemon.control import control_plane
 from conveyor_runtime.daemon.soundness import sound_store
-from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, up
+from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, register_shipped, up
 from conveyor_runtime.daemon.worker import run_loop
 from conveyor_runtime.kit.notify import Notifier
 from conveyor_runtime.kit.shutdown import on_signals
@@ -46,6 +46,8 @@ async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path |
         stack.push_async_callback(bus.close)
         await stack.enter_async_context(sound_store(bus, bus_settings))
         control = await stack.enter_async_context(control_plane(bus, api, disk_is_full))
+        # An operator's own version of what ships is not written over by every process that starts.
+        await register_shipped(control, renew=False)
         running = Running(control.url, url, api.token, control)
         if ready_file is not None:
             running.write(ready_file)

@@ -19,7 +19,7 @@ from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
 from conveyor_runtime.daemon.connect import connect
 from conveyor_runtime.daemon.control import Control, control_plane, fail_together
 from conveyor_runtime.daemon.soundness import sound_store
-from conveyor_runtime.engine import Draft, Intake
+from conveyor_runtime.engine import Draft
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.child import Child
 from conveyor_runtime.models import ResourceDefinition
@@ -94,7 +94,7 @@ async def up(settings: UpSettings) -> AsyncIterator[Running]:
         stack.push_async_callback(bus.close)
         await stack.enter_async_context(sound_store(bus, settings.bus))
         control = await stack.enter_async_context(control_plane(bus, settings.api, disk_is_full))
-        await register_shipped(control.services.intake)
+        await register_shipped(control, renew=True)
         addresses = Running(control.url, url, settings.api.token, control)
         children = await stack.enter_async_context(_children(names, settings, addresses))
         running = replace(addresses, children=children.all)
@@ -106,12 +106,17 @@ async def up(settings: UpSettings) -> AsyncIterator[Running]:
         yield running
 
 
-async def register_shipped(intake: Intake) -> None:
-    """The definitions and pipelines that ship; what is there already in this form stays untouched."""
+async def register_shipped(control: Control, *, renew: bool) -> None:
+    """The definitions and pipelines that ship. Those that are there stay as they are, unless they are to be made what
+    this version ships."""
+    intake, view = control.services.intake, control.services.state.view
     for name in pipelines.definitions():
-        definition = ResourceDefinition.model_validate(pipelines.definition(name))
-        await intake.definitions.write(definition, may_exist=True)
+        if renew or await intake.definitions.find(name) is None:
+            definition = ResourceDefinition.model_validate(pipelines.definition(name))
+            await intake.definitions.write(definition, may_exist=True)
     for name in pipelines.pipelines():
+        if not renew and view.resource("pipeline", name) is not None:
+            continue
         document = pipelines.pipeline(name)
         spec = {key: value for key, value in document.items() if key != "name"}
         await intake.update(Draft(type="pipeline", name=name, spec=spec), create_missing=True)
