@@ -110,7 +110,7 @@ class Registry:
 
 # By name and not imported on top: a process that only runs native work need not load the Docker client.
 _ENTRIES: list[tuple[str, Factory | str]] = [
-    (name, f"conveyor_runtime.orchestra.{name}:open_backend") for name in ("docker", "mock", "native", "qemu")
+    (name, f"conveyor_runtime.orchestra.{name}:open_backend") for name in ("docker", "native", "qemu")
 ]
 BUILT_IN = Registry(_ENTRIES)
 

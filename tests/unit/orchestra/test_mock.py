@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from conveyor_runtime.errors import BackendError, BackendUnavailable, TerminalError
-from conveyor_runtime.orchestra import Limits, Mount, Orchestra, Owner, RestartPolicy, Stream, Task
+from conveyor_runtime.orchestra import Limits, Mount, Owner, RestartPolicy, Stream, Task
 from conveyor_runtime.orchestra.mock import Killed, MockBackend, Process, World, says
 
 OWNER = Owner("inst", "run", "start", 1, 0)
@@ -129,10 +129,3 @@ async def test_faults_strike_as_often_as_they_are_told() -> None:
 async def test_what_it_cannot_keep_it_refuses() -> None:
     with pytest.raises(TerminalError, match="memory limit"):
         await MockBackend().run(NS, task("x", limits=Limits(memory_bytes=1)), OWNER)
-
-
-async def test_it_is_found_by_name() -> None:
-    orchestra = await Orchestra.open("mock")
-    assert orchestra.default.name == "mock"
-    assert (await (await orchestra.default.run(NS, task("x"), OWNER)).wait()).status == "success"
-    await orchestra.close()

@@ -44,7 +44,7 @@ def test_a_name_that_comes_twice() -> None:
 
 
 async def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="docker, mock, native, qemu"):
+    with pytest.raises(ConfigError, match="docker, native, qemu"):
         await BUILT_IN.open("vm", BackendSettings())
     with pytest.raises(ConfigError, match="docker, native"):
         await Orchestra.open("vm", registry=BOTH)
@@ -102,7 +102,7 @@ async def toy(settings: BackendSettings) -> Backend:
 async def test_a_third_partys_backend_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [EntryPoint("toy", f"{__name__}:toy", ENTRY_POINTS), EntryPoint("gone", "no_such_module:x", ENTRY_POINTS)]
     monkeypatch.setattr("conveyor_runtime.orchestra.registry.entry_points", lambda group: found)
-    assert installed().names == ["docker", "gone", "mock", "native", "qemu", "toy"]
+    assert installed().names == ["docker", "gone", "native", "qemu", "toy"]
     assert (await installed().open("toy", BackendSettings(options={"name": "ours"}))).name == "ours"
     with pytest.raises(ConfigError, match="'gone' cannot be loaded from no_such_module:x"):
         await installed().open("gone", BackendSettings())
