@@ -10,7 +10,7 @@ from conveyor_runtime.errors import Gone, ImageNotFound, TaskFailed, TaskTimedOu
 from conveyor_runtime.kit.lines import LineSplitter
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.models import DriverResult, Resource
-from conveyor_runtime.orchestra import Backend, Container, ContainerStatus, Owner, Stream, namespace
+from conveyor_runtime.orchestra import Backend, Container, ContainerStatus, Limits, Owner, Stream, namespace
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
 from drivers.sandboxes import owner_of, run_namespace
 from drivers.spec import backend_of
@@ -178,6 +178,11 @@ def _facts(status: ContainerStatus) -> dict[str, Any]:
     return {"status": status.status, "exitCode": status.exit_code, "restarts": status.restarts, "ports": ports}
 
 
+def uses(payload: Resource[TaskSpec]) -> Limits:
+    """What a task that runs to its end holds of its node. A service outlives the run that would hold it: nothing."""
+    return Limits() if payload.spec.is_service else payload.spec.limits.as_limits()
+
+
 driver = Driver(
     name="container-run",
     resources=TYPES,
@@ -185,5 +190,6 @@ driver = Driver(
     events="*",
     sandbox=True,
     backend_of=backend_of,
+    uses=uses,
     resync_period=60.0,
 )

@@ -23,6 +23,9 @@ from conveyor_runtime.store import Put, State, keys
 #: A lease this old may be of a process that is no more.
 _STALE = timedelta(seconds=LEASE_SILENCE)
 
+#: Events that begin no work of the size the resource asks for: they look after what is there, or remove it.
+_AT_ONCE = ("delete", "resync")
+
 
 class Admission:
     """Lets runs onto the nodes of this process, for a driver whose `uses` tells what they hold there."""
@@ -35,6 +38,8 @@ class Admission:
 
     async def admit(self, work: Work, node: str) -> Outcome | bool:
         """Whether there is room on the node now, which the run then has; how the step ends if there never is."""
+        if work.message.event in _AT_ONCE:
+            return True
         try:
             wanted = self._wanted(work)
         except ValidationError:

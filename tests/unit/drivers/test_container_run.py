@@ -15,7 +15,7 @@ import pipelines
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.errors import Gone, TaskFailed, TaskTimedOut, TerminalError
 from conveyor_runtime.models import DriverResult, Resource
-from conveyor_runtime.orchestra import Backend, BackendSettings, Orchestra, namespace
+from conveyor_runtime.orchestra import Backend, BackendSettings, Limits, Orchestra, namespace
 from conveyor_runtime.reconcile import DriverLogger, RunContext
 from drivers.container_run import driver
 from drivers.sandboxes import owner_of
@@ -250,3 +250,18 @@ def test_the_model_and_the_schema_agree(spec: dict[str, Any], fine: bool) -> Non
         assert not fine
     else:
         assert fine
+
+
+@pytest.mark.parametrize("restart", ["no", "on-failure:3"])
+def test_a_task_that_ends_holds_its_limits_of_the_node(restart: str) -> None:
+    assert held(restart=restart, limits={"cpu": 2, "memory": "1Gi"}) == Limits(cpu_milli=2000, memory_bytes=2**30)
+
+
+@pytest.mark.parametrize("restart", ["always", "unless-stopped"])
+def test_a_service_holds_nothing_as_it_outlives_its_run(restart: str) -> None:
+    assert held(restart=restart, limits={"cpu": 2}) == Limits()
+
+
+def held(**spec: Any) -> Limits:
+    assert driver.uses is not None
+    return driver.uses(Resource[TaskSpec].model_validate({"id": ID, "name": "web", "resource": "task", "spec": spec}))

@@ -39,10 +39,10 @@ def uses(payload: Resource) -> Limits:
     return Limits(**payload.spec)
 
 
-def work(run_id: str, **spec: int) -> Work:
+def work(run_id: str, spec: dict[str, int], event: str = "create") -> Work:
     payload = orjson.dumps({"resource": "thing", "name": "one", "spec": spec}).decode()
     resource = Resource[Any].model_validate_json(payload)
-    return Work(run_id, "s", 1, 0, None, None, DriverMessage(event="create", payload=payload), resource)
+    return Work(run_id, "s", 1, 0, None, None, DriverMessage(event=event, payload=payload), resource)
 
 
 class World:
@@ -56,7 +56,7 @@ class World:
         if await self.state.run(run_id) is None:
             await self.status(run_id, Status.RUNNING)
         admission = Admission(self.driver, DriverSettings(), self.state, has)
-        return await admission.admit(work(run_id, **spec), node)
+        return await admission.admit(work(run_id, spec), node)
 
     async def status(self, run_id: str, status: Status) -> None:
         run = RunRecord(
@@ -121,6 +121,14 @@ async def test_what_a_larger_node_can_hold_waits_for_it(fields: dict[str, Any], 
     await world.process(**{"has": Use(cpu_milli=16_000, memory_bytes=GIB), **fields})
     admitted = await world.admit("a", cpu_milli=5000)
     assert admitted is False if waits else isinstance(admitted, Outcome)
+
+
+@pytest.mark.parametrize("event", ["delete", "resync"])
+async def test_what_removes_or_repairs_needs_no_room(event: str) -> None:
+    world = World()
+    admission = Admission(world.driver, DriverSettings(), world.state, HAS)
+    assert await admission.admit(work("a", {"cpu_milli": 5000}, event), "n") is True
+    assert await world.state.node_use("n") is None
 
 
 async def test_what_uses_raises_is_said() -> None:
