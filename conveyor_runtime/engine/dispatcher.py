@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import secrets
-from collections.abc import Iterable
 
 import orjson
 
 from conveyor_runtime.bus import Bus, Committer, Message, Receipt, subjects
-from conveyor_runtime.errors import BusError, BusUnavailable
+from conveyor_runtime.errors import BusError
 from conveyor_runtime.models import PlannedStep, Resource, RunRecord, StepState
 from conveyor_runtime.models.message import (
     H_ATTEMPT,
@@ -28,8 +25,6 @@ from conveyor_runtime.models.message import (
 from conveyor_runtime.store import State, keep_dead_letter
 from conveyor_runtime.telemetry import metrics
 
-log = logging.getLogger(__name__)
-
 
 class UndeliverableError(BusError):
     """The dispatch can never be published: it is too large for the bus."""
@@ -43,25 +38,11 @@ class Dispatcher:
         self._bus = bus
         self._committer = committer
 
-    async def publish(self, run: RunRecord, steps: Iterable[tuple[PlannedStep, StepState]]) -> list[Receipt]:
-        """Publish the dispatch of each step as its state says. Raises UndeliverableError, BusUnavailable."""
-        messages = [await self._message(run, step, state) for step, state in steps]
-        if not messages:
-            return []
-        metrics.DISPATCHES_PUBLISHED.inc(len(messages))
-        if len(messages) == 1:
-            return await self._committer.commit(messages)
-        units = [self._committer.commit([message]) for message in messages]
-        return [receipts[0] for receipts in await asyncio.gather(*units)]
-
-    async def publish_or_leave(self, run: RunRecord, steps: Iterable[tuple[PlannedStep, StepState]]) -> bool:
-        """As `publish`; False if the bus cannot take it now: the sweep then finds the message missing."""
-        try:
-            await self.publish(run, steps)
-        except BusUnavailable as error:
-            log.warning("a dispatch of run %s waits for the bus: %s", run.run_id, error)
-            return False
-        return True
+    async def publish(self, run: RunRecord, step: PlannedStep, state: StepState) -> Receipt:
+        """Publish the dispatch of a step as its state says. Raises UndeliverableError, BusUnavailable."""
+        message = await self._message(run, step, state)
+        metrics.DISPATCHES_PUBLISHED.inc()
+        return (await self._committer.commit([message]))[0]
 
     async def keep_letter(self, run: RunRecord, step: PlannedStep, state: StepState, reason: str) -> None:
         """Keep a copy of the step's dispatch as a dead letter: nobody could work on it."""

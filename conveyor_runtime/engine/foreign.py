@@ -135,8 +135,8 @@ class ForeignSteps:
                 return await self._update(run, step, state, {"foreign_seq": message.seq})
             sequence = message.seq + 1
         if state.issued_at is not None and now - state.issued_at < _SURELY_TOLD:
-            receipts = await self._transitions.dispatcher.publish(run, [(step, state)])
-            return await self._update(run, step, state, {"foreign_seq": receipts[0].seq})
+            receipt = await self._transitions.dispatcher.publish(run, step, state)
+            return await self._update(run, step, state, {"foreign_seq": receipt.seq})
         due = now + timedelta(seconds=step.timeout or DEFAULT_TIMEOUT)
         return await self._update(run, step, state, {"foreign_seq": 0, "due": due, "started_at": now})
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.dispatcher import Dispatcher, UndeliverableError
 from conveyor_runtime.engine.plans import Fleet
-from conveyor_runtime.errors import RevisionConflict
+from conveyor_runtime.errors import BusUnavailable, RevisionConflict
 from conveyor_runtime.models import Claim, PlannedStep, RunRecord, Status, StepState, utc_now
 from conveyor_runtime.store import Put, State, Versioned, keys
 from conveyor_runtime.telemetry import metrics
+
+log = logging.getLogger(__name__)
 
 Change = Callable[[RunRecord], RunRecord]
 
@@ -86,12 +90,26 @@ class Transitions:
 
     async def dispatch(self, run: RunRecord, issued: steps.OpenSteps) -> RunRecord:
         """Publish the dispatches of these steps; a step whose dispatch can never leave becomes Error."""
-        for step, state in issued:
-            try:
-                await self.dispatcher.publish_or_leave(run, [(step, state)])
-            except UndeliverableError as error:
-                run = await self.end_step(run, step, state, Status.ERROR, str(error))
+        issued = list(issued)
+        if len(issued) < 2:  # nearly always: not worth a task
+            refusals = [await self._publish(run, *one) for one in issued]
+        else:
+            refusals = await asyncio.gather(*(self._publish(run, *one) for one in issued))
+        for (step, state), refusal in zip(issued, refusals, strict=True):
+            if refusal is not None:
+                run = await self.end_step(run, step, state, Status.ERROR, refusal)
         return run
+
+    async def _publish(self, run: RunRecord, step: PlannedStep, state: StepState) -> str | None:
+        """Publish one dispatch; why it can never leave, else None. One that the bus cannot take now is left: the sweep
+        finds it missing."""
+        try:
+            await self.dispatcher.publish(run, step, state)
+        except UndeliverableError as error:
+            return str(error)
+        except BusUnavailable as error:
+            log.warning("a dispatch of run %s waits for the bus: %s", run.run_id, error)
+        return None
 
 
 def _count(before: RunRecord, after: RunRecord) -> None:

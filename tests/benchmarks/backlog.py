@@ -57,7 +57,7 @@ class Backlog:
             runs = [_run(number) for number in range(start, min(start + _CHUNK, count))]
             await self._state.commit(*(Put(keys.run(run.run_id), run, 0) for run in runs), timeout=60)
             dispatches = [(run, (run.plan or ())[0], run.steps["only"]) for run in runs]
-            await asyncio.gather(*(self._dispatcher.publish(run, [(step, state)]) for run, step, state in dispatches))
+            await asyncio.gather(*(self._dispatcher.publish(run, step, state) for run, step, state in dispatches))
 
     async def close(self) -> None:
         await self._messages.close()

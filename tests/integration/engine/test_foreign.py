@@ -306,6 +306,6 @@ async def test_it_is_handed_one_message_per_attempt_however_often_that_is_publis
     assert found is not None
     step, state = found.record.plan[0], found.record.steps["afar"]  # type: ignore[index]
     again = state.model_copy(update={"issue": 7, "takeover": 3})
-    [receipt] = await cluster.engine.transitions.dispatcher.publish(found.record, [(step, again)])
+    receipt = await cluster.engine.transitions.dispatcher.publish(found.record, step, again)
     assert receipt.duplicate
     await waiting(cluster, 1)

@@ -11,7 +11,7 @@ from conveyor_runtime.engine.nodes import Nodes
 from conveyor_runtime.engine.ownership import Ownership
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.engine.transitions import Transitions
-from conveyor_runtime.models import Instance, RunRecord
+from conveyor_runtime.models import Instance, PlannedStep, RunRecord, StepState
 from conveyor_runtime.store import MemoryStore, Put, State, View, keys
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -29,7 +29,7 @@ class Watcher:
         self.letters: list[str] = []
         self.looks: list[float] = []
         self.results = {"taken_in": 0, "last": 0}
-        dispatcher = SimpleNamespace(publish_or_leave=self._publish, keep_letter=self._keep_letter)
+        dispatcher = SimpleNamespace(publish=self._publish, keep_letter=self._keep_letter)
         self.transitions = Transitions(self.state, cast(Any, dispatcher), lambda: fleet or Fleet(), lambda: NOW)
         self.liveness = Liveness(self.state, cast(Any, self.bus), lambda: self.time)
         self.nodes = Nodes(self.view, self.liveness, lambda: self.time)
@@ -42,9 +42,8 @@ class Watcher:
     async def consumer_info(self, bus: Any, stream: str, name: str) -> dict[str, Any]:
         return {"ack_floor": {"stream_seq": self.results["taken_in"]}}
 
-    async def _publish(self, run: RunRecord, steps: Any) -> bool:
-        self.issued += [f"{step.id}.{state.attempt}.{state.takeover}.{state.issue}" for step, state in steps]
-        return True
+    async def _publish(self, run: RunRecord, step: PlannedStep, state: StepState) -> None:
+        self.issued.append(f"{step.id}.{state.attempt}.{state.takeover}.{state.issue}")
 
     async def _keep_letter(self, run: RunRecord, step: Any, state: Any, reason: str) -> None:
         self.letters.append(reason)
