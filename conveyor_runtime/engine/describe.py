@@ -82,8 +82,10 @@ def _why_pending(driver: str, state: StepState, view: View, is_dead: Callable[[s
     ]
     if not alive:
         return f"waits for a {driver} process{where}: none is running (gone for good? conveyor delete driver {driver})"
-    most = f" (at most {known.max_concurrent} runs at once)" if known.max_concurrent else ""
-    return f"waits for a free {driver}{where}{most}"
+    holds = [f"at most {known.max_concurrent} runs at once"] if known.max_concurrent else []
+    holds += [f"at most {known.rate_limit}"] if known.rate_limit else []
+    holds += ["or for room on its node"] if known.uses else []
+    return f"waits for a free {driver}{where}" + (f" ({'; '.join(holds)})" if holds else "")
 
 
 def _status(run: RunRecord, steps: list[RunStep], view: View) -> tuple[Status, str]:

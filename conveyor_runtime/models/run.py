@@ -210,7 +210,7 @@ class DriverRecord(Model):
 
     `resync_period` is how many seconds its resources may go unseen; None = for ever. `max_concurrent` is how many runs
     all its processes together work on at once; None = as many as they have slots. `rate_limit` says how often one may
-    begin.
+    begin, `uses` whether a run waits for room on its node.
     """
 
     name: str
@@ -223,6 +223,7 @@ class DriverRecord(Model):
     resync_period: float | None = None
     max_concurrent: int | None = None
     rate_limit: str = ""
+    uses: bool = False
 
     @property
     def foreign(self) -> bool:

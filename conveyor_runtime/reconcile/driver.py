@@ -146,6 +146,7 @@ class Driver:
             resync_period=self.resync_period,
             max_concurrent=self.max_concurrent,
             rate_limit=str(self.rate_limit or ""),
+            uses=self.uses is not None,
         )
 
 

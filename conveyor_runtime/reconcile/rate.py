@@ -43,7 +43,9 @@ class RateLimit:
         return cls(float(match[1]), _UNITS[match[2]])
 
     def __str__(self) -> str:
-        return f"{self.count:g} per {self.per:g} s, at most {self.burst} at once"
+        unit = next((unit for unit, seconds in _UNITS.items() if seconds == self.per), None)
+        rate = f"{self.count:g}/{unit}" if unit else f"{self.count:g} per {self.per:g} s"
+        return rate if self.burst == 1 else f"{rate}, {self.burst} at once"
 
 
 class RateGate:

@@ -56,6 +56,9 @@ def shown(run: RunRecord, records: Mapping[str, Model] | None = None, *, active:
 
 
 LIMITED = {keys.driver("d"): DriverRecord(name="d", types=("thing",), max_concurrent=3)}
+RATED = {keys.driver("d"): DriverRecord(name="d", types=("thing",), rate_limit="10/s")}
+ADMITTED = {keys.driver("d"): DriverRecord(name="d", types=("thing",), uses=True)}
+BOTH = {keys.driver("d"): DriverRecord(name="d", types=("thing",), rate_limit="5/m, 3 at once", uses=True)}
 DRIVER = {keys.driver("d"): DriverRecord(name="d", types=("thing",))}
 CLAIM = {keys.claim("r", "a", 1, 0): Claim(instance="i1", node="n1", at=NOW)}
 
@@ -81,6 +84,9 @@ def living(**fields: Any) -> dict[str, Model]:
         ),
         (OPEN, {**DRIVER, **living()}, "waits for a free d"),
         (OPEN, {**LIMITED, **living()}, "waits for a free d (at most 3 runs at once)"),
+        (OPEN, {**RATED, **living()}, "waits for a free d (at most 10/s)"),
+        (OPEN, {**ADMITTED, **living()}, "waits for a free d (or for room on its node)"),
+        (OPEN, {**BOTH, **living()}, "waits for a free d (at most 5/m, 3 at once; or for room on its node)"),
         (
             OPEN.model_copy(update={"node": "n9"}),
             {**DRIVER, **living()},

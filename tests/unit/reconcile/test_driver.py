@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.models import DriverResult, Resource
+from conveyor_runtime.orchestra import Limits
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext, driver
 from conveyor_runtime.reconcile.work import decode, payload_of
 from tests.unit.reconcile.fakes import RUN, delivery
@@ -150,3 +151,9 @@ def test_defaults_fill_what_is_left_out_and_the_operators_win() -> None:
 def test_defaults_leave_a_spec_alone_that_is_no_object() -> None:
     text = payload_of(work([1]), Driver("d", ("thing",), plain), {"thing": {"b": 2}})
     assert orjson.loads(text)["spec"] == [1]  # type: ignore[arg-type]
+
+
+def test_its_record_tells_what_its_runs_may_wait_for() -> None:
+    record = Driver("d", ("thing",), plain, rate_limit="10/s", uses=lambda payload: Limits(cpu_milli=1)).record()
+    assert (record.rate_limit, record.uses) == ("10/s", True)
+    assert not Driver("d", ("thing",), plain).record().uses

@@ -53,6 +53,14 @@ class World:
 )
 def test_a_rate_as_text(text: str, limit: RateLimit) -> None:
     assert RateLimit.of(text) == limit
+    assert str(limit) == text
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"), [(RateLimit(5, burst=3), "5/s, 3 at once"), (RateLimit(1, 10), "1 per 10 s")]
+)
+def test_how_a_rate_is_told(limit: RateLimit, text: str) -> None:
+    assert str(limit) == text
 
 
 @pytest.mark.parametrize("text", ["", "10", "10/d", "-1/s", "0/s", "1e3/s"])
