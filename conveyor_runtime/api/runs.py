@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Response
 
 from conveyor_runtime.api import present
-from conveyor_runtime.api.deps import Current, Page, ServicesDep, find_run
+from conveyor_runtime.api.deps import Current, Page, ServicesDep, find_run, revision_header
 from conveyor_runtime.api.documents import OptionalDocument
 from conveyor_runtime.api.openapi import takes
 from conveyor_runtime.api.shapes import CancelRequest
@@ -98,7 +98,7 @@ async def cancel(run_id: str, document: OptionalDocument, services: ServicesDep,
         response.status_code = 200
     found = await services.state.run(run_id)
     if found is not None:
-        response.headers["Conveyor-Revision"] = str(found.revision)
+        response.headers.update(revision_header(found.revision))
     return await present.whole_run(services.engine, run)
 
 
@@ -110,5 +110,5 @@ async def rerun(run_id: str, services: ServicesDep, response: Response) -> Run:
     """
     await find_run(services, run_id)
     accepted = await services.intake.rerun(run_id)
-    response.headers["Conveyor-Revision"] = str(accepted.revision)
+    response.headers.update(revision_header(accepted.revision))
     return await present.whole_run(services.engine, await find_run(services, accepted.run_id))

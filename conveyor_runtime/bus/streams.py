@@ -13,12 +13,15 @@ from conveyor_runtime.bus.connection import Bus
 from conveyor_runtime.bus.consumers import consumer_info, ensure_consumer, list_consumers
 from conveyor_runtime.bus.errors import ApiError
 from conveyor_runtime.bus.messages import delete_message, last_by_subject, next_by_subject
+from conveyor_runtime.bus.subjects import KV
 from conveyor_runtime.bus.wire import StoredMsg
 from conveyor_runtime.errors import BusError
 
 __all__ = [
     "DLQ",
     "DUPLICATE_WINDOW",
+    "GO_LOGS",
+    "GO_RESULTS",
     "LOGS",
     "MESSAGES",
     "RESULTS",
@@ -45,6 +48,10 @@ RESULTS = "cv-results"
 LOGS = "cv-logs"
 STATE = "KV_cv-state"
 DLQ = "cv-dlq"
+
+#: Streams of a Go Conveyor engine.
+GO_RESULTS = "pipeline-engine"
+GO_LOGS = "logs-engine"
 
 MINIMUM = (2, 12, 1)
 """The first nats-server whose atomic batches refuse duplicates."""
@@ -100,7 +107,7 @@ STREAMS: Mapping[str, Mapping[str, Any]] = {
     # rests on a read.
     STATE: {
         **_COMMON,
-        "subjects": ["$KV.cv-state.>"],
+        "subjects": [f"{KV}>"],
         "retention": "limits",
         "max_age": 0,
         "max_msgs_per_subject": 1,
@@ -143,7 +150,7 @@ async def is_ours(bus: Bus) -> bool:
 
 async def is_foreign_engine(bus: Bus) -> bool:
     """Whether a Go Conveyor engine runs this bus: only its results stream has that name."""
-    return await stream_info(bus, "pipeline-engine") is not None
+    return await stream_info(bus, GO_RESULTS) is not None
 
 
 async def ensure_streams(bus: Bus, *, replicas: int | None = None) -> None:
@@ -230,7 +237,7 @@ def _explain(name: str, config: Mapping[str, Any], exc: ApiError) -> BusError:
         return BusError(
             f"cannot make stream {name} [{subjects}]: another stream on this bus takes these subjects already, most "
             "likely of a Go Conveyor engine. Give the runtime a bus or an account of its own, or stop that engine "
-            "and remove its streams (pipeline-engine, logs-engine)."
+            f"and remove its streams ({GO_RESULTS}, {GO_LOGS})."
         )
     if "unknown field" in exc.description:
         return BusError(f"cannot make stream {name}: nats-server 2.12.1 or newer is needed ({exc.description})")

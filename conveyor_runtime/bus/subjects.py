@@ -8,6 +8,8 @@ from conveyor_runtime.errors import InvalidInput
 
 __all__ = [
     "ANY_CANCEL_HINT",
+    "CONSUMERS",
+    "KV",
     "RESULT",
     "RESULT_CONSUMER",
     "cancel_hint",
@@ -25,6 +27,12 @@ __all__ = [
 
 ANY_CANCEL_HINT = "cv.hint.cancel.*"
 """Every hint that a run was cancelled, for a worker to listen to."""
+
+CONSUMERS = "cvpy-"
+"""How the durable consumers of our drivers begin; what begins otherwise is another SDK's."""
+
+KV = "$KV.cv-state."
+"""How the subjects of the state bucket begin; the key follows."""
 
 RESULT = "pipelines.driver.result"
 """Where drivers of every SDK publish their results."""
@@ -79,7 +87,7 @@ def kv(key: str) -> str:
     if _KEY.fullmatch(key) is None:
         for part in key.split("."):
             check_token(part, "key part")
-    return f"$KV.cv-state.{key}"
+    return f"{KV}{key}"
 
 
 def cancel_hint(run_id: str) -> str:
@@ -94,9 +102,9 @@ def dead_letter(kind: str) -> str:
 
 def driver_consumer(driver: str) -> str:
     """The durable consumer of a driver: never its bare name, which belongs to Conveyor's Go SDK."""
-    return f"cvpy-{check_token(driver, 'driver')}"
+    return f"{CONSUMERS}{check_token(driver, 'driver')}"
 
 
 def node_consumer(driver: str, node: str) -> str:
     """The durable consumer of a driver for what must run on one node."""
-    return f"cvpy-{check_token(driver, 'driver')}-node-{check_token(node, 'node')}"
+    return f"{CONSUMERS}{check_token(driver, 'driver')}-node-{check_token(node, 'node')}"

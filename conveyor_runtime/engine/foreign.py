@@ -10,7 +10,7 @@ import asyncio
 import logging
 from datetime import datetime, timedelta
 
-from conveyor_runtime.bus import Bus
+from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import list_consumers
 from conveyor_runtime.bus.messages import delete_message, next_by_subject
 from conveyor_runtime.bus.streams import DUPLICATE_WINDOW, MESSAGES
@@ -22,8 +22,6 @@ from conveyor_runtime.models import DriverRecord, PlannedStep, RunRecord, Status
 from conveyor_runtime.store import Put, State, keys
 
 log = logging.getLogger(__name__)
-
-_OURS = "cvpy-"
 
 #: Seconds a foreign driver may work on a step that names no timeout.
 DEFAULT_TIMEOUT = 3600.0
@@ -70,7 +68,7 @@ class ForeignDrivers:
         found: dict[str, set[str]] = {}
         for info in await list_consumers(self._bus, MESSAGES):
             name, config = info["name"], info["config"]
-            if name.startswith(_OURS) or not is_name(name):
+            if name.startswith(subjects.CONSUMERS) or not is_name(name):
                 continue
             filters = config.get("filter_subjects") or [config.get("filter_subject", "")]
             types = {type_ for subject in filters if (type_ := _type_of(subject, name)) is not None}

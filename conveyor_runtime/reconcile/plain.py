@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from conveyor_runtime.bus import Bus, Committer, Delivery, Message, Receipt
-from conveyor_runtime.bus.streams import stream_of
+from conveyor_runtime.bus.streams import GO_LOGS, GO_RESULTS, stream_of
 from conveyor_runtime.errors import BusError, BusUnavailable
 from conveyor_runtime.models import Status, utc_now
 from conveyor_runtime.reconcile.dispatch import Dispatch
@@ -23,8 +23,7 @@ from conveyor_runtime.reconcile.work import UndecodableError, Work, decode
 log = logging.getLogger(__name__)
 
 #: Streams of a Go Conveyor engine.
-RESULTS = "pipeline-engine"
-LOGS = "logs-engine"
+RESULTS, LOGS = GO_RESULTS, GO_LOGS
 
 #: Deliveries of one event after which it is given up. Nobody there counts deaths, so drains and outages count as well.
 MOST_DELIVERIES = 10

@@ -21,6 +21,7 @@ import orjson
 from conveyor_runtime.bus import Bus, Tail
 from conveyor_runtime.bus.messages import next_by_subject
 from conveyor_runtime.bus.streams import STATE, STREAMS, stream_info
+from conveyor_runtime.bus.subjects import KV
 from conveyor_runtime.bus.wire import parse_time
 from conveyor_runtime.errors import InfrastructureError, StoreError
 from conveyor_runtime.store.kv import MARKER_TTL
@@ -35,8 +36,6 @@ PERIOD = 5.0
 
 #: Deleted messages above which a stream is not asked what it lost: the answer would name each of them.
 _MOST_DELETED = 200_000
-
-_PREFIX = "$KV.cv-state."
 
 #: Seconds without a key after which the state counts as not readable to its end.
 _STALLED = 30.0
@@ -137,7 +136,7 @@ async def unreadable_keys(bus: Bus) -> set[str]:
     if len(seen) >= counted:
         return set()
     # By name, and after another look: others may have removed some meanwhile.
-    return {subject.removeprefix(_PREFIX) for subject in await _subjects(bus) - seen - await _readable(bus)}
+    return {subject.removeprefix(KV) for subject in await _subjects(bus) - seen - await _readable(bus)}
 
 
 def _shorter(sequences: Mapping[str, int], mark: HighWater) -> list[str]:
@@ -175,14 +174,14 @@ async def _end_is_missing(bus: Bus) -> bool:
         return False
     written = parse_time(info["state"]["last_ts"])
     recent = (datetime.now(UTC) - written).total_seconds() < MARKER_TTL - 3600
-    return recent and await next_by_subject(bus, STATE, f"{_PREFIX}>", last) is None
+    return recent and await next_by_subject(bus, STATE, f"{KV}>", last) is None
 
 
 async def _subjects(bus: Bus) -> set[str]:
     """The subjects of all keys the server counts."""
     found: set[str] = set()
     while True:
-        page = await bus.api(f"STREAM.INFO.{STATE}", {"subjects_filter": f"{_PREFIX}>", "offset": len(found)})
+        page = await bus.api(f"STREAM.INFO.{STATE}", {"subjects_filter": f"{KV}>", "offset": len(found)})
         subjects = page["state"].get("subjects") or {}
         found |= subjects.keys()
         if not subjects or len(found) >= page.get("total", 0):
@@ -191,7 +190,7 @@ async def _subjects(bus: Bus) -> set[str]:
 
 async def _readable(bus: Bus) -> set[str]:
     """The subjects of all keys the server delivers."""
-    tail = Tail(bus, STATE, f"{_PREFIX}>", last_per_subject=True)
+    tail = Tail(bus, STATE, f"{KV}>", last_per_subject=True)
     seen: set[str] = set()
     caught_up = asyncio.create_task(tail.caught_up.wait())
     try:

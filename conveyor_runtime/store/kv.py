@@ -11,7 +11,6 @@ from conveyor_runtime.bus.streams import STATE
 from conveyor_runtime.errors import BusUnavailable, RevisionConflict
 from conveyor_runtime.store.base import Change, Stored, Watch, Write
 
-_PREFIX = "$KV.cv-state."
 _OPERATION = "KV-Operation"
 
 #: A delete leaves a marker, so that watchers learn of it; it must outlive any watcher's reconnect.
@@ -81,11 +80,11 @@ class KvStore:
         return result if changed else None
 
     async def list(self, prefix: str) -> list[Stored]:
-        tail = Tail(self._bus, STATE, f"{_PREFIX}{prefix}>", last_per_subject=True)
+        tail = Tail(self._bus, STATE, f"{subjects.KV}{prefix}>", last_per_subject=True)
         found: dict[str, Stored] = {}
         try:
             while (message := await _next_or_end(tail)) is not None:
-                key = message.subject.removeprefix(_PREFIX)
+                key = message.subject.removeprefix(subjects.KV)
                 if _is_marker(message):
                     found.pop(key, None)
                 else:
@@ -95,7 +94,7 @@ class KvStore:
         return list(found.values())
 
     async def purge(self, prefix: str) -> None:
-        await self._bus.api(f"STREAM.PURGE.{STATE}", {"filter": f"{_PREFIX}{prefix}>"})
+        await self._bus.api(f"STREAM.PURGE.{STATE}", {"filter": f"{subjects.KV}{prefix}>"})
 
     def watch(self) -> Watch:
         return _KvWatch(self._bus)
@@ -115,12 +114,12 @@ async def _next_or_end(tail: Tail) -> StoredMsg | None:
 
 class _KvWatch:
     def __init__(self, bus: Bus) -> None:
-        self._tail = Tail(bus, STATE, _PREFIX + ">", last_per_subject=True)
+        self._tail = Tail(bus, STATE, subjects.KV + ">", last_per_subject=True)
 
     async def __aiter__(self) -> AsyncIterator[Change]:
         async for message in self._tail:
             value = None if _is_marker(message) else message.data
-            yield Change(message.subject.removeprefix(_PREFIX), value, message.seq)
+            yield Change(message.subject.removeprefix(subjects.KV), value, message.seq)
 
     async def wait_caught_up(self) -> None:
         await self._tail.caught_up.wait()
