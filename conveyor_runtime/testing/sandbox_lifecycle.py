@@ -26,8 +26,8 @@ async def test_start_twice_is_the_same_sandbox(place: Place, backend: SandboxBac
     assert said.stdout == b"kept\n"
 
 
-async def test_twenty_starts_at_once_make_one_sandbox(place: Place) -> None:
-    backends = [await place.open() for _ in range(4)]
+async def test_twenty_starts_at_once_make_one_sandbox(place: Place, backend: SandboxBackend) -> None:
+    backends = [backend, *[await place.open() for _ in range(3)]]
     found = await asyncio.gather(
         *(backends[i % 4].start_sandbox(place.ns(), place.task(), place.owner()) for i in range(20))
     )

@@ -118,7 +118,8 @@ def test_what_comes_out_goes_in_again(world: World, repository: str) -> None:
     assert "applied (revision 1)" in world.ok("apply", "-f", "-", stdin=everything)
     assert world.ok("get", "resources", "-o", "name").split() == ["ci-build/shown", "pipeline/ci-build"]
     assert world.ok("get", "ci-build", "-o", "name") == "ci-build/shown\n"
-    assert world.ok("get", "definitions", "-o", "name").split() == ["definition/ci-build", "definition/pipeline"]
+    names = ["definition/ci-build", "definition/pipeline", "definition/task"]
+    assert world.ok("get", "definitions", "-o", "name").split() == names
     [run] = world.ok("get", "runs", "-o", "name").split()
     follower = world.start("logs", "-f", run)
     follower.until("[build] two")
