@@ -22,6 +22,7 @@ from conveyor_runtime.models import (
     Status,
     StepResult,
     StepState,
+    short,
 )
 
 #: Workers that may die under one attempt before the attempt itself is blamed.
@@ -102,7 +103,7 @@ def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: floa
     may_retry = result.retryable and state.attempt < MAX_ATTEMPTS and (run.cancel is None or planned.finally_)
     update: dict[str, object] = {
         "status": result.status,
-        "message": steps.short(result.message),
+        "message": short(result.message),
         "exit_code": result.exit_code,
         "data": result.data,
         "instance": result.instance or None,
@@ -159,7 +160,7 @@ def end_step(
 ) -> RunRecord:
     """The step ended by the engine, not by a result; `claim` is that of the worker that had it."""
     state = run.steps[step_id]
-    update: dict[str, object] = {"status": status, "message": steps.short(message), "finished_at": now}
+    update: dict[str, object] = {"status": status, "message": short(message), "finished_at": now}
     if claim is not None:
         update |= {"claimed_node": claim.node or state.claimed_node, "started_at": state.started_at or claim.at}
     return _with_step(run, step_id, state.model_copy(update=update))
@@ -169,7 +170,7 @@ def cancel(run: RunRecord, who: str, why: str, now: datetime) -> RunRecord:
     """The run asked to end. The first asker counts; a terminal run stays as it is."""
     if run.status.terminal or run.cancel is not None:
         return run
-    return run.model_copy(update={"cancel": Cancel(who=steps.short(who), why=steps.short(why), at=now)})
+    return run.model_copy(update={"cancel": Cancel(who=short(who), why=short(why), at=now)})
 
 
 def end_unstarted(run: RunRecord, reason: str, now: datetime) -> RunRecord:

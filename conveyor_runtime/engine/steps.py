@@ -7,7 +7,6 @@ from datetime import datetime
 
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import (
-    LONGEST_MESSAGE,
     Entry,
     PlannedStep,
     ResourceRecord,
@@ -15,6 +14,7 @@ from conveyor_runtime.models import (
     Status,
     StepResult,
     StepState,
+    short,
 )
 
 #: Steps with an attempt under way, in the order of the plan.
@@ -25,11 +25,6 @@ UNOPENED = StepState()
 
 #: How a step ends that did not go well.
 BAD = (Status.TIMED_OUT, Status.ERROR, Status.FAILED, Status.CANCELLED)
-
-
-def short(message: str) -> str:
-    """A message or reason as a run record keeps it."""
-    return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 1] + "…"
 
 
 def awaits(run: RunRecord, result: StepResult) -> bool:

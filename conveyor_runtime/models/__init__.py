@@ -17,7 +17,7 @@ from conveyor_runtime.models.log import LogLine
 from conveyor_runtime.models.message import DriverMessage, DriverResultEvent, PipelineEvent
 from conveyor_runtime.models.pipeline import PipelineSpec, Step
 from conveyor_runtime.models.resource import Resource, ResourceDefinition
-from conveyor_runtime.models.result import LONGEST_MESSAGE, LONGEST_REQUEUE, MAX_DATA, DriverResult, Status, StepResult
+from conveyor_runtime.models.result import LONGEST_REQUEUE, MAX_DATA, DriverResult, Status, StepResult, short
 from conveyor_runtime.models.run import (
     ENGINE,
     LEASE_SILENCE,
@@ -40,7 +40,6 @@ from conveyor_runtime.models.view import Run, RunResource, RunStep
 __all__ = [
     "ENGINE",
     "LEASE_SILENCE",
-    "LONGEST_MESSAGE",
     "LONGEST_REQUEUE",
     "MAX_DATA",
     "NAME_RULE",
@@ -76,5 +75,6 @@ __all__ = [
     "Use",
     "is_name",
     "parse_duration",
+    "short",
     "utc_now",
 ]

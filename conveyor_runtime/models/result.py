@@ -12,10 +12,18 @@ from conveyor_runtime.models.base import Model
 MAX_DATA = 64 * 1024
 
 #: Characters of a message or reason kept in a run record; whoever wrote it may have written megabytes.
-LONGEST_MESSAGE = 1000
+_LONGEST_MESSAGE = 1000
 
 #: Seconds a driver may put off its next run; more cannot be told from never.
 LONGEST_REQUEUE = 366 * 86400.0
+
+
+def short(message: str) -> str:
+    """A message or reason as a run record keeps it: 1000 characters at most, all of which JSON can hold."""
+    if not message.isascii():
+        # A file name that is no UTF-8 leaves halves of characters behind.
+        message = message.encode("utf-8", "replace").decode()
+    return message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 1] + "…"
 
 
 class Status(StrEnum):

@@ -19,7 +19,7 @@ from conveyor_runtime.errors import (
     TaskTimedOut,
     TerminalError,
 )
-from conveyor_runtime.models import LONGEST_MESSAGE, LONGEST_REQUEUE, MAX_DATA, DriverResult, Status
+from conveyor_runtime.models import LONGEST_REQUEUE, MAX_DATA, DriverResult, Status, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,15 @@ def of_return(value: object) -> Outcome:
     if again is not None and not 0 <= again <= LONGEST_REQUEUE:
         return Outcome(Status.ERROR, f"requeue_after is {again}; it must be seconds from 0 to a year")
     status = Status.SUCCEEDED if value.success else Status.FAILED
-    return Outcome(status, _short(value.message), value.data, requeue_after=value.requeue_after)
+    return Outcome(status, short(value.message), value.data, requeue_after=value.requeue_after)
 
 
 def of_exception(error: BaseException) -> Outcome:
     """The outcome of a reconcile that raised."""
-    message = _short(str(error) or type(error).__name__)
+    message = short(str(error) or type(error).__name__)
     if isinstance(error, TaskError) and (wrong := _wrong_with(error.data)) is not None:
         # How it failed counts more than the data that came with it.
-        error.data, message = None, _short(f"{message} ({wrong})")
+        error.data, message = None, short(f"{message} ({wrong})")
     if isinstance(error, TaskError) and not isinstance(error.exit_code, int):
         error.exit_code = None
     match error:
@@ -72,13 +72,13 @@ def of_exception(error: BaseException) -> Outcome:
         case BackendUnavailable() | Gone():
             return Outcome(Status.ERROR, message, retryable=True)
         case _:
-            return Outcome(Status.ERROR, _short(f"{type(error).__name__}: {error}"), retryable=True)
+            return Outcome(Status.ERROR, short(f"{type(error).__name__}: {error}"), retryable=True)
 
 
 def of_bad_payload(error: ValidationError) -> Outcome:
     """The outcome of a resource that is not what the driver's annotation says."""
     problems = "; ".join(f"/{'/'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
-    return Outcome(Status.FAILED, _short(f"the resource is not what this driver works on: {problems}"))
+    return Outcome(Status.FAILED, short(f"the resource is not what this driver works on: {problems}"))
 
 
 def where(error: BaseException, below: str) -> str:
@@ -100,9 +100,3 @@ def _wrong_with(data: object) -> str | None:
     except TypeError as error:
         return f"the result's data is no JSON: {error}"
     return f"the result's data is {size} bytes; at most {MAX_DATA} are kept" if size > MAX_DATA else None
-
-
-def _short(message: str) -> str:
-    # A file name that is no UTF-8 leaves halves of characters behind, which no JSON can hold.
-    message = message.encode("utf-8", "replace").decode()
-    return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 3] + "..."

@@ -21,6 +21,7 @@ from conveyor_runtime.models import (
     Status,
     is_name,
     parse_duration,
+    short,
 )
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -146,3 +147,16 @@ def test_when_a_line_was_logged(line: dict[str, Any], at: datetime | None) -> No
 def test_both_spellings_of_the_run_are_read() -> None:
     assert LogLine.model_validate({"run_id": "r"}).runid == "r"
     assert LogLine.model_validate({"run_id": "x", "runid": "r"}).runid == "r"
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [
+        ("fine", "fine"),
+        ("ä" * 1000, "ä" * 1000),
+        ("x" * 1001, "x" * 999 + "…"),
+        ("no such file: \udcff", "no such file: ?"),
+    ],
+)
+def test_what_a_run_record_keeps_of_a_message(message: str, kept: str) -> None:
+    assert short(message) == kept
