@@ -21,8 +21,8 @@ def _docker() -> bool:
     return docker_answers() and shutil.which("busybox") is not None
 
 
-def _program(*names: str) -> Callable[[], bool]:
-    return lambda: any(shutil.which(name) for name in names)
+def _program(name: str) -> Callable[[], bool]:
+    return lambda: shutil.which(name) is not None
 
 
 #: Each word, and what says whether its part is here.
@@ -30,7 +30,6 @@ PARTS: Mapping[str, Callable[[], bool]] = {
     "docker": _docker,
     "go": _program("go"),
     "qemu": _program(f"qemu-system-{platform.machine()}"),
-    "chromium": _program("chromium", "chromium-browser", "google-chrome"),
 }
 
 
