@@ -1,4 +1,4 @@
-"""`doctor`: looks at everything the runtime needs, and says what to do about what is missing."""
+"""`doctor`: looks at what the runtime and its backends need, and says what to do about what is missing."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def doctor(
 ) -> None:
     """Check what the runtime needs; say how to mend it.
 
-    It exits 1 if something fails; a warning is about something you may not need.
+    It exits 1 if something fails; a warning is about something you may not need, like Docker or qemu.
 
     \b
     Example: conveyor doctor
     """
     import asyncio
 
-    checks: list[Callable[[], Finding]] = [_python, _nats_server, _git, _docker, lambda: _disk(data)]
+    checks: list[Callable[[], Finding]] = [_python, _nats_server, _git, _docker, _qemu, lambda: _disk(data)]
     findings = []
     for check in checks:
         findings.append(check())
@@ -132,6 +132,25 @@ def _docker() -> Finding:
             reason,
             "start Docker (or set DOCKER_HOST); without it builds run natively, without isolation",
         )
+
+
+def _qemu() -> Finding:
+    import shutil
+
+    from conveyor_runtime.errors import BackendError, ImageNotFound
+    from conveyor_runtime.orchestra.qemu.images import SMALL, default_directory, find_image
+    from conveyor_runtime.orchestra.qemu.vm import BINARY
+
+    path = shutil.which(BINARY)
+    if path is None:
+        found, mend = f"there is no {BINARY} on PATH", "apt-get install qemu-system-x86 qemu-utils"
+        return Finding("qemu", "warn", found, f"{mend}; only the qemu backend needs it")
+    try:
+        find_image(SMALL, default_directory())
+    except (ImageNotFound, BackendError):
+        mend = f"`{program()} image build qemu` makes it; only the qemu backend needs it, and not for disks of your own"
+        return Finding("qemu", "warn", f"{path}, but no guest image in {default_directory()}", mend)
+    return Finding("qemu", "ok", f"{_first_line(path, '--version')} at {path}, guest image in {default_directory()}")
 
 
 def _disk(data: Path) -> Finding:

@@ -100,3 +100,21 @@ def test_the_port_of_the_api_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(doctor, "DEFAULT_API_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
         assert doctor._port().verdict == "warn"
     assert doctor._port().verdict == "ok"
+
+
+def test_the_doctor_warns_of_a_qemu_that_lacks_its_program_or_its_guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CONVEYOR_QEMU_IMAGES", str(tmp_path / "images"))
+    finding = doctor._qemu()
+    assert (finding.verdict, "there is no qemu-system" in finding.found) == ("warn", True)
+    program = tmp_path / "qemu-system-x86_64"
+    program.write_text("#!/bin/sh\necho QEMU emulator version 7\n")
+    program.chmod(0o755)
+    finding = doctor._qemu()
+    assert (finding.verdict, "image build qemu" in finding.mend) == ("warn", True)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "image.json").write_text('{"key": "k"}')
+    finding = doctor._qemu()
+    assert (finding.verdict, finding.found.startswith("QEMU emulator version 7 at ")) == ("ok", True)
