@@ -34,6 +34,12 @@ def commands() -> dict[str, Any]:
     return {"": CLI, **{name: CLI.get_command(CONTEXT, name) for name in CLI.list_commands(CONTEXT)}}
 
 
+def settings(command: Any) -> set[str]:
+    """The environment variables of a command and of those below it."""
+    below = getattr(command, "commands", {}).values()
+    return {parameter.envvar for parameter in command.params}.union(*map(settings, below))
+
+
 def called() -> Iterator[tuple[str, list[str]]]:
     """Each `conveyor` command in `deploy/`, with its options."""
     text = text_of("Dockerfile", *(unit.name for unit in UNITS)).replace("\\\n#", "")
@@ -59,7 +65,7 @@ def test_every_command_and_option_exists() -> None:
 
 
 def test_every_setting_exists() -> None:
-    names = {parameter.envvar for command in commands().values() for parameter in command.params}
+    names = set().union(*map(settings, commands().values()))
     of_the_server = set(re.findall(r"\$(CONVEYOR_\w+)", text_of("nats-server.conf")))
     assert of_the_server == {"CONVEYOR_NATS_USER", "CONVEYOR_NATS_PASSWORD"}
     used = set(re.findall(r"\bCONVEYOR_[A-Z_]+\b", text_of(*os.listdir(DEPLOY))))
