@@ -51,7 +51,8 @@ def restore(
     """Restore a backup to an empty data directory.
 
     With --nats-url, to a fresh NATS server. Runs that were under way go on once `up` or `serve` and drivers run again.
-    Processes that knew the store before notice, and end.
+    Processes that knew the store before notice, and end. Do not let it run beside an original that goes on: what was
+    under way at the time of the backup would be worked on twice.
 
     \b
     Example: conveyor restore monday.backup --data fresh

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from conveyor_runtime import __version__
@@ -113,7 +114,7 @@ async def _restore(file: Path, nats_url: str, data_dir: Path) -> Told:
                         about["config"]["num_replicas"] = 1
                     made.append(name)
                     await restore_stream(bus, name, about, _chunks(archive, name))
-                await _begin_anew(bus, data_dir, embedded=not nats_url)
+                await _begin_anew(bus, data_dir, datetime.fromisoformat(manifest["at"]), embedded=not nats_url)
             except BaseException:
                 for name in made:
                     with suppress(BusError):
@@ -123,22 +124,23 @@ async def _restore(file: Path, nats_url: str, data_dir: Path) -> Told:
     return Told(manifest["at"], manifest["installation"], manifest["messages"], size)
 
 
-async def _begin_anew(bus: Bus, data_dir: Path, *, embedded: bool) -> None:
+async def _begin_anew(bus: Bus, data_dir: Path, backup_at: datetime, *, embedded: bool) -> None:
     """A new epoch: whoever knew the store before must notice that it is another."""
     async with state_of(bus) as state:
-        await new_epoch(state)
+        await new_epoch(state, backup_at)
         if embedded:
             mark = HighWater.read(data_dir / MARKS, EMBEDDED)
             await mark.take(bus, state)
 
 
-async def new_epoch(state: State) -> None:
-    """Give the store another epoch. Processes that knew it under the one before end."""
+async def new_epoch(state: State, backup_at: datetime | None = None) -> None:
+    """Give the store another epoch, and note when the backup was taken that it comes from. Processes that knew it under
+    the epoch before end."""
     while True:
         meta = await state.ensure_meta()
         found = await state.store.get(keys.META)
         assert found is not None
-        update = meta.model_copy(update={"epoch": secrets.token_hex(8)})
+        update = meta.model_copy(update={"epoch": secrets.token_hex(8), "backup_at": backup_at or meta.backup_at})
         with suppress(RevisionConflict):
             await state.commit(Put(keys.META, update, found.revision))
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -13,7 +12,7 @@ import uuid_utils
 from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import RevisionConflict
-from conveyor_runtime.models import Entry, ResourceRecord, RunRecord, Status
+from conveyor_runtime.models import Entry, ResourceRecord, RunRecord, Status, run_made_at
 from conveyor_runtime.store import Put, Versioned, keys
 
 log = logging.getLogger(__name__)
@@ -35,11 +34,8 @@ def new_run_id() -> str:
 
 def _is_new(run_id: str, now: datetime) -> bool:
     """Whether this run may still be on its way into the store, by the time in its id."""
-    try:
-        made = uuid.UUID(run_id)
-    except ValueError:
-        return False
-    return made.version == 7 and abs(now.timestamp() - (made.int >> 80) / 1000) < _LOST_AGE.total_seconds()
+    made = run_made_at(run_id)
+    return made is not None and abs(now - made) < _LOST_AGE
 
 
 def run_puts(run: RunRecord) -> list[Put]:

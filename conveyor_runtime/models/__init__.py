@@ -34,6 +34,7 @@ from conveyor_runtime.models.run import (
     RunRecord,
     StepState,
     Use,
+    run_made_at,
 )
 from conveyor_runtime.models.view import Run, RunResource, RunStep
 
@@ -75,6 +76,7 @@ __all__ = [
     "Use",
     "is_name",
     "parse_duration",
+    "run_made_at",
     "short",
     "utc_now",
 ]

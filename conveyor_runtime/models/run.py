@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import Field
@@ -13,6 +14,15 @@ from conveyor_runtime.models.result import Status
 
 #: A claim held by the engine itself, so that no worker can start the attempt any more.
 ENGINE = "engine"
+
+
+def run_made_at(run_id: str) -> datetime | None:
+    """When the run was made, by the time in its id (a UUIDv7); None where another hand made the id."""
+    try:
+        made = uuid.UUID(run_id)
+    except ValueError:
+        return None
+    return datetime.fromtimestamp((made.int >> 80) / 1000, UTC) if made.version == 7 else None
 
 
 class Entry(Model):
@@ -247,3 +257,5 @@ class Meta(Model):
     installation: str
     epoch: str
     created_at: datetime
+    backup_at: datetime | None = None
+    """When the backup was taken that this store was restored from: of what came later it knows nothing."""

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 
 from conveyor_runtime.errors import InfrastructureError
-from conveyor_runtime.models import ENGINE, utc_now
+from conveyor_runtime.models import ENGINE, run_made_at, utc_now
 from conveyor_runtime.orchestra import Backend, NamespaceInfo, Orchestra, Owner, reap
 from conveyor_runtime.store import State
 
@@ -31,6 +31,7 @@ class Janitor:
         self._state = state
         self._orchestra = orchestra
         self._installation = installation
+        self._left_alone: set[str] = set()
 
     async def run(self) -> None:
         """A round at start, then one a minute, not in step with the other processes of the node."""
@@ -55,15 +56,29 @@ class Janitor:
         services = [owner.resource for owner in info.owners if owner.resource]
         if services:
             # It outlives the run that made it, but not its resource; one of the same name made later is another.
-            return now - info.created_at > _YOUNG and not any([await self._is_there(service) for service in services])
+            gone = now - info.created_at > _YOUNG and not any([await self._is_there(service) for service in services])
+            return gone and not await self._is_beyond_the_backup(info)
         found = await self._state.run(info.run_id)
         if found is None:
-            return now - info.created_at > _YOUNG
+            return now - info.created_at > _YOUNG and not await self._is_beyond_the_backup(info)
         run = found.record
         if run.status.terminal:
             return run.finished_at is not None and now - run.finished_at > GRACE
         owners = [owner for owner in info.owners if owner.run_id == info.run_id]
         return bool(owners) and all([await self._moved_away(owner, backend) for owner in owners])
+
+    async def _is_beyond_the_backup(self, info: NamespaceInfo) -> bool:
+        """Whether a run made this that came after the backup this store was restored from. The original may be running
+        still, on this very machine, so that such a run is unknown is no answer."""
+        backup_at = (await self._state.ensure_meta()).backup_at
+        if backup_at is None:
+            return False
+        runs = {info.run_id, *(owner.run_id for owner in info.owners)} - {""}
+        newer = any((made := run_made_at(run_id)) is not None and made > backup_at for run_id in runs)
+        if newer and info.ns not in self._left_alone:
+            self._left_alone.add(info.ns)
+            log.warning("%s is left alone: it is newer than the backup this store was restored from", info.ns)
+        return newer
 
     async def _is_there(self, service: str) -> bool:
         type_, _, rest = service.partition("/")

@@ -11,7 +11,17 @@ from typing import Any, cast
 import pytest
 
 from conveyor_runtime.errors import BusUnavailable
-from conveyor_runtime.models import ENGINE, Claim, PlannedStep, ResourceRecord, RunRecord, Status, StepState, utc_now
+from conveyor_runtime.models import (
+    ENGINE,
+    Claim,
+    PlannedStep,
+    ResourceRecord,
+    RunRecord,
+    Status,
+    StepState,
+    run_made_at,
+    utc_now,
+)
 from conveyor_runtime.orchestra import NamespaceInfo, Orchestra, Owner
 from conveyor_runtime.reconcile.janitor import Janitor
 from conveyor_runtime.store import MemoryStore, Put, State, keys
@@ -133,3 +143,20 @@ async def test_it_makes_its_first_round_at_once() -> None:
     async with asyncio.timeout(2):
         await looked.wait()
     task.cancel()
+
+
+@pytest.mark.parametrize("resource", ["", "thing/gone/id1"])
+@pytest.mark.parametrize(("newer_by", "reaped"), [(-1, True), (1, False)])
+async def test_what_is_newer_than_the_backup_a_store_came_from_may_be_the_originals(
+    resource: str, newer_by: float, reaped: bool
+) -> None:
+    """Rule 20: a copy beside a running original knows nothing of its later runs, which is no positive answer."""
+    made = run_made_at(RUN)
+    assert made is not None
+    state = State(MemoryStore())
+    meta = await state.ensure_meta()
+    backup_at = made - timedelta(seconds=newer_by)
+    await state.commit(Put(keys.META, meta.model_copy(update={"backup_at": backup_at})))
+    place = Place(9999, resource)
+    await Janitor(state, cast(Orchestra, SimpleNamespace(backends=[place])), "i").round()
+    assert place.closed == (["cv-i-x"] if reaped else [])
