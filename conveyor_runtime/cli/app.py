@@ -115,7 +115,10 @@ def root(
     api_url: Annotated[
         str,
         typer.Option(
-            "--api-url", metavar="URL", envvar="CONVEYOR_API_URL", help="Where the API is (else http://127.0.0.1:8080)."
+            "--api-url",
+            metavar="URL",
+            envvar="CONVEYOR_API_URL",
+            help="Where the API is (else that of an `up` in this folder, else http://127.0.0.1:8080).",
         ),
     ] = "",
     token: Annotated[

@@ -40,8 +40,33 @@ def client_of(ctx: typer.Context, api_url: str | None, token: str | None) -> Cli
     """A client; what stands behind the command wins over what stands in front of it."""
     from conveyor_runtime.client import Client
 
-    given = globals_of(ctx)
-    return Client(api_url or given.api_url or DEFAULT_API_URL, token=token or given.token)
+    url, found = address_of(ctx, api_url)
+    return Client(url, token=token or globals_of(ctx).token or found)
+
+
+def address_of(ctx: typer.Context, api_url: str | None) -> tuple[str, str]:
+    """Where the API is, and the token that was told with it: what was given, else what an `up` tells here."""
+    if url := api_url or globals_of(ctx).api_url:
+        return url, ""
+    told = _told_here()
+    return told.get("api") or DEFAULT_API_URL, told.get("token", "")
+
+
+def _ready_file() -> Path:
+    """Where an `up` or `serve` whose data lie here tells its addresses."""
+    return Path(os.environ.get("CONVEYOR_DATA") or ".conveyor") / "ready.json"
+
+
+def _told_here() -> dict[str, str]:
+    """The addresses told here; none if nobody does, or somebody else, whom we should not follow."""
+    import json
+
+    try:
+        with _ready_file().open() as file:
+            told = json.load(file) if os.fstat(file.fileno()).st_uid in (os.getuid(), 0) else {}
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in told.items() if isinstance(value, str)} if isinstance(told, dict) else {}
 
 
 def ask(ctx: typer.Context, api_url: str | None, token: str | None, question: Callable[[Client], Awaitable[T]]) -> T:
@@ -66,7 +91,7 @@ def find_bus(given: str) -> str:
 
     from conveyor_runtime.security.redaction import redact_url
 
-    path = Path(os.environ.get("CONVEYOR_DATA") or ".conveyor") / "ready.json"
+    path = _ready_file()
     try:
         with path.open() as file:
             # Whoever made it has this process run its work: somebody else's file is not for us.

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from conveyor_runtime.cli import options
-from conveyor_runtime.cli.connection import DEFAULT_API_URL, client_of, globals_of
+from conveyor_runtime.cli.connection import DEFAULT_API_URL, address_of, client_of, globals_of
 from conveyor_runtime.cli.errors import ExitCode, program
 from conveyor_runtime.cli.installed import driver_names
 from conveyor_runtime.cli.options import Format
@@ -189,7 +189,7 @@ async def _server(ctx: typer.Context, api_url: str | None, token: str | None) ->
     from conveyor_runtime.client import ClientError, UnreachableError
 
     asked_for = api_url or globals_of(ctx).api_url
-    url = asked_for or DEFAULT_API_URL
+    url, _ = address_of(ctx, api_url)
     async with client_of(ctx, api_url, token) as client:
         try:
             if not await client.ready():

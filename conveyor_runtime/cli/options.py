@@ -46,7 +46,11 @@ class Format(StrEnum):
 
 ApiUrl = Annotated[
     str | None,
-    typer.Option("--api-url", metavar="URL", help="Where the API is (CONVEYOR_API_URL, else http://127.0.0.1:8080)."),
+    typer.Option(
+        "--api-url",
+        metavar="URL",
+        help="Where the API is (CONVEYOR_API_URL, else that of an `up` in this folder, else http://127.0.0.1:8080).",
+    ),
 ]
 Token = Annotated[str | None, typer.Option("--token", metavar="TOKEN", help="Token of the API (CONVEYOR_TOKEN).")]
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print it.")]

@@ -42,9 +42,7 @@ class DraftChecker:
             return await self._check_pipeline(draft), None
         definition = await self._definitions.find(draft.type)
         if definition is None:
-            raise Unprocessable(
-                f"there is no resource definition named {draft.type}; create it with POST /resource-definitions"
-            )
+            raise Unprocessable(f"there is no resource definition named {draft.type}; apply one first")
         self._validator.check(definition, draft.spec)
         pipeline = draft.pipeline or definition.pipeline
         return draft, await self._plan(draft.type, pipeline) if pipeline else None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from conveyor_runtime.cli.connection import find_bus
+from conveyor_runtime.cli.connection import DEFAULT_API_URL, Globals, address_of, find_bus
 from conveyor_runtime.cli.errors import CliError, ExitCode
 
 
@@ -43,3 +45,20 @@ def test_an_unreadable_ready_file_is_said(text: str) -> None:
     _ready(text)
     with pytest.raises(CliError, match="no bus can be read from it"):
         find_bus("")
+
+
+def _given(api_url: str = "") -> Any:
+    return cast(Any, SimpleNamespace(find_object=lambda kind: Globals(api_url=api_url)))
+
+
+def test_the_ready_file_here_names_the_api_and_its_token() -> None:
+    _ready(json.dumps({"api": "http://a", "nats": "nats://h:1", "token": "secret"}))
+    assert address_of(_given(), None) == ("http://a", "secret")
+    assert address_of(_given("http://b"), None) == ("http://b", "")
+    assert address_of(_given("http://b"), "http://c") == ("http://c", "")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '"x"', '{"api": 1}'])
+def test_a_ready_file_that_names_no_api_is_none(text: str) -> None:
+    _ready(text)
+    assert address_of(_given(), None) == (DEFAULT_API_URL, "")
