@@ -162,7 +162,7 @@ def test_the_same_file_again_makes_no_run(world: World, repository: str) -> None
     again = world.run("run", "-f", file)
     assert again.returncode == 0
     assert "no new run was needed" in again.stderr
-    assert "conveyor rerun " in again.stderr
+    assert " rerun " in again.stderr
     assert len(world.json("get", "runs", "--name", "once")) == 1
     watched = world.run("run", "-f", file, "--watch")
     assert watched.returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 
@@ -327,8 +328,12 @@ async def test_a_stream_that_lost_its_group_commit_gets_it_back(bus: Bus, caplog
     async with asyncio.timeout(5):
         while not (await bus.api(f"STREAM.INFO.{LOGS}"))["config"].get("allow_atomic"):
             await asyncio.sleep(0.01)
-    await committer.commit([Message("logs.a", b"x"), Message("logs.a", b"y")])
-    assert committer.stats.batches == 1
+        # The stream is mended a moment before the committer hears of it; until then a unit of two is refused.
+        before = committer.stats.batches
+        while committer.stats.batches == before:
+            with suppress(BusError):
+                await committer.commit([Message("logs.a", b"x"), Message("logs.a", b"y")])
+            await asyncio.sleep(0.01)
     await committer.close()
 
 
