@@ -87,7 +87,8 @@ STREAMS: Mapping[str, Mapping[str, Any]] = {
         "consumer_limits": {"inactive_threshold": 30 * _DAY},
     },
     # Limits: dropping a message at its acknowledgement costs the server a sync of its own (once, on a busy
-    # machine at `always`: 1,500 acks/s, against 32,000 where they drop nothing). The engine throws away what has been taken in.
+    # machine at `always`: 1,500 acks/s, against 32,000 where they drop nothing). The engine throws away what has been
+    # taken in.
     RESULTS: {
         **_COMMON,
         "subjects": ["pipelines.>"],
