@@ -19,6 +19,7 @@ __all__ = [
     "Seconds",
     "Text",
     "backend_of",
+    "closed",
     "parse_cpu",
     "parse_env",
     "parse_memory",
@@ -64,7 +65,7 @@ def parse_env(value: Any) -> Any:
     if isinstance(value, list):
         pairs = []
         for entry in value:
-            if not isinstance(entry, Mapping) or "name" not in entry:
+            if not isinstance(entry, Mapping) or "name" not in entry or set(entry) - {"name", "value"}:
                 raise ValueError("each entry of env is an object with name and value")
             pairs.append((entry["name"], entry.get("value", "")))
     elif isinstance(value, Mapping):
@@ -107,6 +108,7 @@ Env = Annotated[
                         "type": "object",
                         "required": ["name"],
                         "properties": {"name": {"type": "string", "pattern": _ENV_NAME}, "value": _Scalar},
+                        "additionalProperties": False,
                     },
                 },
                 {"type": "object", "propertyNames": {"pattern": _ENV_NAME}, "additionalProperties": _Scalar},
@@ -146,17 +148,24 @@ class BuildLimits(Model):
         return Limits(cpu_milli=self.cpu or 0, memory_bytes=self.memory or 0, pids=self.pids or 0)
 
 
-def _with_branch(schema: dict[str, Any]) -> None:
+def closed(schema: dict[str, Any]) -> None:
+    """The definition of the type takes no fields but ours, so that a misspelt one is noticed when it is posted. Our
+    drivers leave alone what another definition allows."""
+    schema["additionalProperties"] = False
+
+
+def _closed_with_branch(schema: dict[str, Any]) -> None:
+    closed(schema)
     schema["properties"]["branch"] = {"type": "string", "description": "Another spelling of ref."}
 
 
 class BuildSpec(Model):
     """Clone a repository and run commands in it.
 
-    Further fields are kept for other drivers of the same type. `branch` is another spelling of `ref`.
+    `branch` is another spelling of `ref`.
     """
 
-    model_config = ConfigDict(extra="allow", json_schema_extra=_with_branch)
+    model_config = ConfigDict(extra="allow", json_schema_extra=_closed_with_branch)
 
     repository: Text = Field(min_length=1, max_length=4096, description="What git can clone from.")
     ref: Text | None = Field(default=None, description="Branch, tag or commit; default: the repository's own.")

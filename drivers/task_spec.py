@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from conveyor_runtime.models import Model
 from conveyor_runtime.orchestra import Mount, Port, RestartPolicy, Task
-from drivers.spec import BuildLimits, Env, Seconds, Text
+from drivers.spec import BuildLimits, Env, Seconds, Text, closed
 
 __all__ = ["TaskSpec"]
 
@@ -73,7 +73,7 @@ class TaskSpec(Model):
     service of the resource: an update replaces it, a resync repairs it, a delete removes it with its volumes.
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=closed)
 
     image: Text | None = Field(default=None, description="Image it runs in; native has none.")
     command: list[Text] = Field(default_factory=list, description="Argument list; empty = what the image starts.")

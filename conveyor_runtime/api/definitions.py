@@ -18,7 +18,7 @@ router = APIRouter(tags=["resource definitions"])
 
 
 def _definition(document: dict[str, Any]) -> ResourceDefinition:
-    return parse(ResourceDefinition, document, "the resource definition")
+    return parse(ResourceDefinition, document, "the resource definition", extra="forbid")
 
 
 def _view(definition: ResourceDefinition) -> DefinitionView:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Depends, Request
+from pydantic import BaseModel
 
+from conveyor_runtime.engine.validation import parse
 from conveyor_runtime.errors import InvalidInput, Problem, TooLarge
+
+M = TypeVar("M", bound=BaseModel)
 
 MAX_BODY = 1 << 20
 
@@ -37,6 +41,16 @@ async def read_optional_document(request: Request) -> dict[str, Any]:
 #: A route's body.
 Document = Annotated[dict[str, Any], Depends(read_document)]
 OptionalDocument = Annotated[dict[str, Any], Depends(read_optional_document)]
+
+
+def parse_draft(model: type[M], document: dict[str, Any], what: str, shown: type[BaseModel]) -> M:
+    """The document as `model`, every member known. Those of an answer, `shown`, may be sent back and count for nothing.
+
+    Raises InvalidInput.
+    """
+    only_shown = set(shown.model_fields) - set(model.model_fields)
+    own = {key: value for key, value in document.items() if key not in only_shown}
+    return parse(model, own, what, extra="forbid")
 
 
 async def _read(request: Request) -> bytes:

@@ -8,14 +8,14 @@ from fastapi import APIRouter, Query, Response
 
 from conveyor_runtime.api import present
 from conveyor_runtime.api.deps import Current, ObjectName, Page, ServicesDep, paginate, revision_header, same_as_path
-from conveyor_runtime.api.documents import Document
+from conveyor_runtime.api.documents import Document, parse_draft
 from conveyor_runtime.api.openapi import takes
 from conveyor_runtime.api.resources import Force, remove
 from conveyor_runtime.api.shapes import Deleting, PipelineDraft, PipelineView, WrittenPipeline
 from conveyor_runtime.engine import Accepted, Draft
-from conveyor_runtime.engine.validation import PIPELINE, parse
+from conveyor_runtime.engine.validation import PIPELINE
 from conveyor_runtime.errors import InvalidInput, NotFound, Problem
-from conveyor_runtime.models import NAME_RULE, PipelineSpec, is_name
+from conveyor_runtime.models import NAME_RULE, is_name
 
 router = APIRouter(tags=["pipelines"])
 
@@ -25,8 +25,8 @@ def _draft(document: dict[str, Any]) -> Draft:
     if not isinstance(name, str) or not is_name(name):
         raise InvalidInput(f"name: must be {NAME_RULE}", [Problem("/name", f"must be {NAME_RULE}")])
     # Parsed here although the intake parses again: there the pointers begin at the spec, and here it is the body.
-    spec = parse(PipelineSpec, document, "the pipeline").with_ids()
-    return Draft(PIPELINE, name, spec.model_dump(mode="json", by_alias=True, exclude_none=True))
+    spec = parse_draft(PipelineDraft, document, "the pipeline", WrittenPipeline).with_ids()
+    return Draft(PIPELINE, name, spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"name"}))
 
 
 def _written(accepted: Accepted, response: Response) -> WrittenPipeline:

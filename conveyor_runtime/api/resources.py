@@ -18,7 +18,7 @@ from conveyor_runtime.api.deps import (
     revision_header,
     same_as_path,
 )
-from conveyor_runtime.api.documents import Document
+from conveyor_runtime.api.documents import Document, parse_draft
 from conveyor_runtime.api.openapi import takes
 from conveyor_runtime.api.shapes import (
     Applied,
@@ -30,7 +30,6 @@ from conveyor_runtime.api.shapes import (
     Written,
 )
 from conveyor_runtime.engine import Draft
-from conveyor_runtime.engine.validation import parse
 from conveyor_runtime.errors import InvalidInput, NotFound, Problem
 from conveyor_runtime.models import is_name
 from conveyor_runtime.models.base import NAME_PATTERN
@@ -43,7 +42,7 @@ Force = Annotated[bool, Query(description="Ask no driver to clean up; a delete u
 
 def draft_of(document: dict[str, Any]) -> Draft:
     """The draft a body holds. Raises InvalidInput."""
-    draft = parse(ResourceDraft, document, "the resource")
+    draft = parse_draft(ResourceDraft, document, "the resource", UpdatedResource)
     return Draft(draft.resource, draft.name, draft.spec, draft.pipeline, draft.metadata)
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from conveyor_runtime.cli.errors import CliError, ExitCode
 __all__ = ["Document", "Kind", "invalid", "read_documents", "read_mapping"]
 
 MAX_BYTES = 16 * 1024 * 1024
+
+#: Members of which each document has one.
+_TELLING = {"spec", "schema", "steps"}
 
 Kind = str
 """`definition`, `pipeline` or `resource`."""
@@ -105,11 +109,11 @@ def _check_shape(document: Document) -> None:
     value = document.value
     if not isinstance(value, dict):
         raise invalid(document.locate(""), f"a document must be a mapping, not {_name_of(value)}")
-    if not {"spec", "schema", "steps"} & set(value):
-        raise invalid(
-            document.locate(""),
-            "it is no resource (which has `resource` and `spec`), no pipeline (`steps`) and no definition (`schema`)",
-        )
+    if not _TELLING & set(value):
+        what = "it is no resource (which has `resource` and `spec`), no pipeline (`steps`) and no definition (`schema`)"
+        close = next(((key, *found) for key in value if (found := get_close_matches(key, _TELLING, 1))), None)
+        where = document.locate(f"/{close[0]}" if close else "")
+        raise invalid(where, what + (f"; is `{close[0]}` meant to be `{close[1]}`?" if close else ""))
     needed = ("resource", "name") if document.kind == "resource" else ("name",)
     for member in needed:
         if not isinstance(value.get(member), str) or not value[member]:

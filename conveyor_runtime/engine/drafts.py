@@ -49,7 +49,7 @@ class DraftChecker:
 
     async def _check_pipeline(self, draft: Draft) -> Draft:
         check_size(draft.spec)
-        spec = parse(PipelineSpec, draft.spec, "the pipeline", at="/spec").with_ids()
+        spec = parse(PipelineSpec, draft.spec, "the pipeline", at="/spec", extra="forbid").with_ids()
         if await self._definitions.find(spec.resource) is None:
             raise Unprocessable(f"there is no resource definition named {spec.resource}, which the pipeline is for")
         stored = spec.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import islice
+from typing import Any, Literal, TypeVar, get_args
 
 import jsonschema_rs
 import orjson
@@ -23,14 +25,39 @@ PIPELINE = "pipeline"
 _MOST_PROBLEMS = 20
 
 
-def parse(model: type[M], value: Any, what: str, *, at: str = "") -> M:
+def parse(model: type[M], value: Any, what: str, *, at: str = "", extra: Literal["ignore", "forbid"] = "ignore") -> M:
     """`value`, which stands at pointer `at` of what was sent, as `model`. Raises InvalidInput with a pointer for each
-    thing wrong."""
+    thing wrong; with `extra` forbid, members that the model does not know are."""
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, extra=extra)
     except ValidationError as error:
-        problems = [Problem(at + _pointer(item["loc"]), item["msg"]) for item in error.errors()[:_MOST_PROBLEMS]]
+        # A misspelt member explains the one that is missing.
+        found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")[:_MOST_PROBLEMS]
+        problems = [Problem(at + _pointer(item["loc"]), _reason(model, item)) for item in found]
         raise InvalidInput(f"{what} is not valid: {problems[0]}", problems) from None
+
+
+def _reason(model: type[BaseModel], item: Any) -> str:
+    if item["type"] != "extra_forbidden":
+        return str(item["msg"])
+    *around, name = item["loc"]
+    for part in around:
+        inner = _fields(model).get(str(part))
+        found = (it for it in (inner, *get_args(inner)) if isinstance(it, type) and issubclass(it, BaseModel))
+        model = next(found, model)
+    return _no_field(name, _fields(model))
+
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Types of a model's fields by their names on the wire."""
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _no_field(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    if close := get_close_matches(str(name), names, 1):
+        return f"there is no such field; did you mean {close[0]}?"
+    return "there is no such field" + (f"; there are {', '.join(names)}" if names else "")
 
 
 def check_size(spec: Any) -> None:
@@ -71,12 +98,12 @@ class SpecValidator:
             raise InvalidInput("spec must be an object", [Problem("/spec", "must be an object")])
         if definition.schema_ is None:
             return
-        errors = sorted(self._compile(definition).iter_errors(spec), key=lambda error: str(error.instance_path))
+        # A misspelt member explains the one that is missing.
+        order = lambda error: (str(error.instance_path), not hasattr(error.kind, "unexpected"))  # noqa: E731
+        errors = sorted(self._compile(definition).iter_errors(spec), key=order)
         if errors:
-            problems = [
-                Problem("/spec" + "".join(f"/{_escape(part)}" for part in error.instance_path), error.message)
-                for error in errors[:_MOST_PROBLEMS]
-            ]
+            found = (problem for error in errors for problem in _problems(definition.schema_, error))
+            problems = list(islice(found, _MOST_PROBLEMS))
             raise InvalidInput(f"the spec does not satisfy definition {definition.name}: {problems[0]}", problems)
 
     def _compile(self, definition: ResourceDefinition) -> jsonschema_rs.Validator:
@@ -88,12 +115,29 @@ class SpecValidator:
             validator = jsonschema_rs.validator_for(definition.schema_, retriever=_no_retrieval)
         except (jsonschema_rs.ValidationError, ValueError) as error:
             reason = getattr(error, "message", None) or str(error)
-            where = "".join(f"/{_escape(part)}" for part in getattr(error, "instance_path", ()))
+            where = _pointer(getattr(error, "instance_path", ()))
             raise InvalidInput(
                 f"the schema is no JSON Schema: {reason}", [Problem(f"/schema{where}", reason)]
             ) from None
         self._compiled[definition.name] = (definition.schema_, validator)
         return validator
+
+
+def _problems(schema: Any, error: jsonschema_rs.ValidationError) -> Iterator[Problem]:
+    """What a schema's complaint says, each member it does not know by itself."""
+    at = "/spec" + _pointer(error.instance_path)
+    unexpected = getattr(error.kind, "unexpected", None)
+    if not unexpected:
+        yield Problem(at, error.message)
+        return
+    try:
+        for part in list(error.schema_path)[:-1]:
+            schema = schema[part]
+        known = schema.get("properties", ())
+    except (LookupError, TypeError, AttributeError):  # a schema with addresses of its own
+        known = ()
+    for name in unexpected:
+        yield Problem(f"{at}/{_escape(name)}", _no_field(name, known))
 
 
 def _no_retrieval(uri: str) -> Any:
@@ -104,5 +148,5 @@ def _escape(part: object) -> str:
     return str(part).replace("~", "~0").replace("/", "~1")
 
 
-def _pointer(location: tuple[int | str, ...]) -> str:
+def _pointer(location: Iterable[int | str]) -> str:
     return "".join(f"/{_escape(part)}" for part in location)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import orjson
 import pytest
@@ -67,6 +68,8 @@ def stored(world: World):
         ({**GOOD, "metadata": {"a": 1}}, 400, "/metadata/a"),
         ({**GOOD, "metadata": ["a"]}, 400, "/metadata"),
         ({**GOOD, "resource": "pipeline", "spec": {"resource": "nothing", "steps": STEPS}}, 422, None),
+        ({**GOOD, "specc": {}}, 400, "/specc"),
+        ({**GOOD, "resource": "pipeline", "spec": {"resource": "app", "stepps": STEPS}}, 400, "/spec/stepps"),
     ],
 )
 async def test_resource(world: World, document, status, pointer) -> None:
@@ -137,6 +140,8 @@ async def test_content_type_with_parameters_is_taken(world: World) -> None:
         ({**PIPELINE, "steps": [{"driver": "d", "timeout": -1}]}, 400, "/steps/0/timeout"),
         ({**PIPELINE, "steps": STEPS * 101}, 400, "/steps"),
         ({**PIPELINE, "finally": [{}]}, 400, "/finally/0/driver"),
+        ({**PIPELINE, "stepps": STEPS}, 400, "/stepps"),
+        ({**PIPELINE, "steps": [{"driver": "d", "timout": 1}]}, 400, "/steps/0/timout"),
     ],
 )
 async def test_pipeline(world: World, document, status, pointer) -> None:
@@ -155,6 +160,7 @@ async def test_pipeline(world: World, document, status, pointer) -> None:
         ({"name": "x", "schema": {"$ref": "http://127.0.0.1:1/secret"}}, 400, "/schema"),
         ({"name": "x", "schema": {"$ref": "file:///etc/passwd"}}, 400, "/schema"),
         ({"name": "x", "queue": "random"}, 400, "/queue"),
+        ({"name": "x", "shcema": {}}, 400, "/shcema"),
         ({"name": "pipeline", "schema": {}}, 409, None),
     ],
 )
@@ -207,6 +213,36 @@ async def test_too_large(world: World) -> None:
         await world.http.post("/logs", content=endless(), headers={**json, "content-length": str(10 << 20)}), 413, None
     )
     assert taken < 20 << 20
+
+
+@pytest.mark.parametrize(
+    ("document", "where", "hint"),
+    [
+        ({"name": "a", "resource": "app", "specc": {}}, "/specc", "did you mean spec?"),
+        ({**PIPELINE, "steps": [{"drvier": "d"}]}, "/steps/0/drvier", "did you mean driver?"),
+        ({"name": "b", "schema": {}, "qq": 1}, "/qq", "there are id, name, description, version, schema"),
+        ({**GOOD, "resource": "closed", "spec": {"repositry": "r"}}, "/spec/repositry", "did you mean repository?"),
+        ({**GOOD, "resource": "closed", "spec": {"in": {"b": 1}}}, "/spec/in/b", "there are a"),
+    ],
+)
+async def test_a_field_that_does_not_exist(world: World, document: Any, where: str, hint: str) -> None:
+    inner = {"type": "object", "properties": {"a": {}}, "unevaluatedProperties": False}
+    properties = {"repository": {}, "in": {"$ref": "#/$defs/in"}}
+    closed = {"type": "object", "properties": properties, "additionalProperties": False, "$defs": {"in": inner}}
+    await world.define("closed", schema=closed)
+    path = "pipelines" if "steps" in document else "resource-definitions" if "schema" in document else "resources"
+    answer = await world.http.post(f"/{path}", json=document)
+    assert answer.status_code == 400
+    assert f"{where}: there is no such field; {hint}" in answer.json()["detail"]
+
+
+async def test_what_was_shown_can_be_sent_back(world: World) -> None:
+    await world.create("a", spec={"repository": "r"})
+    await world.post("/pipelines", {**PIPELINE, "finally": STEPS})
+    shown = await world.get("/resources/app/a")
+    assert (await world.post("/resources/apply", {**shown, "runid": ""}, 200))["changed"] is False
+    await world.post("/pipelines", await world.get("/pipelines/p"))
+    await world.post("/resource-definitions/apply", await world.get("/resource-definitions/app"))
 
 
 async def test_a_body_that_contradicts_its_path(world: World) -> None:

@@ -50,6 +50,11 @@ def test_json_has_places_too(read: Any) -> None:
     assert document.value["spec"] == {"a": [1, 2]}, "tabs are good JSON, whatever YAML thinks of them"
 
 
+def test_a_misspelt_member_is_pointed_at(read: Any) -> None:
+    with pytest.raises(CliError, match=r"f.yaml:3:9: it is no resource .*; is `stepps` meant to be `steps`\?"):
+        read("name: x\nresource: y\nstepps: [{driver: a}]\n")
+
+
 def test_a_list_counts_as_its_items(read: Any) -> None:
     items = "- resource: thing\n  name: x\n  spec: {}\n- name: y\n  resource: thing\n  steps: []\n"
     first, second = read(items)
