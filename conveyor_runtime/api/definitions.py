@@ -10,6 +10,7 @@ from conveyor_runtime.api.deps import Current, ObjectName, Page, ServicesDep, re
 from conveyor_runtime.api.documents import Document
 from conveyor_runtime.api.openapi import takes
 from conveyor_runtime.api.shapes import DefinitionView
+from conveyor_runtime.api.usage import refuse_used_definition
 from conveyor_runtime.engine.validation import PIPELINE, builtin_definition, parse
 from conveyor_runtime.errors import NotFound
 from conveyor_runtime.models import ResourceDefinition
@@ -70,6 +71,7 @@ async def update(name: ObjectName, document: Document, services: ServicesDep, re
 
 @router.delete("/resource-definitions/{name}", status_code=204, response_class=Response)
 async def delete(name: ObjectName, services: ServicesDep) -> Response:
-    """Delete a definition; resources of its type stay."""
+    """Delete a definition. 409 while there are resources of its type."""
+    await refuse_used_definition(services.state, name)
     revision = await services.intake.definitions.delete(name)
     return Response(status_code=204, headers=revision_header(revision))

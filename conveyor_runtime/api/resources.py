@@ -29,7 +29,9 @@ from conveyor_runtime.api.shapes import (
     UpdatedResource,
     Written,
 )
+from conveyor_runtime.api.usage import refuse_used_pipeline
 from conveyor_runtime.engine import Draft
+from conveyor_runtime.engine.validation import PIPELINE
 from conveyor_runtime.errors import InvalidInput, NotFound, Problem
 from conveyor_runtime.models import is_name
 from conveyor_runtime.models.base import NAME_PATTERN
@@ -141,7 +143,9 @@ async def delete(type_: TypeName, name: ObjectName, services: ServicesDep, force
 
 
 async def remove(services: Services, type_: str, name: str, force: bool) -> Response:
-    """Delete a resource and say what became of that."""
+    """Delete a resource and say what became of that. Raises Conflict for a pipeline in use."""
+    if type_ == PIPELINE:
+        await refuse_used_pipeline(services.state, name)
     deleted = await services.intake.delete(type_, name, force=force)
     headers = revision_header(deleted.revision)
     if deleted.gone:

@@ -10,12 +10,15 @@ from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import ask
 from conveyor_runtime.cli.errors import ExitCode, exit_code_of, say
 from conveyor_runtime.cli.noun import Noun, find_noun
-from conveyor_runtime.cli.resources import ORDER, split_target
+from conveyor_runtime.cli.resources import split_target
 
 if TYPE_CHECKING:
     from conveyor_runtime.client import Client
 
 __all__ = ["delete"]
+
+#: Users before what they use: a definition may name a pipeline.
+_ORDER = ("resource", "definition", "pipeline")
 
 
 def delete(
@@ -37,6 +40,7 @@ def delete(
     The run of a deleted resource is cancelled, its `finally` steps run, then the drivers that asked for it clean up.
     A driver that registered once gets a step of every resource of its type, until it is forgotten with this command.
     A delete waits for a driver that does not run; --force does without it, and what it would have removed stays.
+    A definition or pipeline that is in use is not deleted; one that ships comes back when `up` or `serve` starts.
 
     \b
     Examples: conveyor delete ci-build hello --wait
@@ -70,7 +74,7 @@ def _targets(type_: str, name: str, file: str) -> list[tuple[Noun, str]]:
     if file:
         from conveyor_runtime.cli.documents import read_documents
 
-        documents = sorted(read_documents(file), key=lambda it: -ORDER[it.kind])
+        documents = sorted(read_documents(file), key=lambda it: _ORDER.index(it.kind))
         return [
             (find_noun(it.value["resource"] if it.kind == "resource" else it.kind), str(it.value["name"]))
             for it in documents
@@ -99,6 +103,7 @@ async def _delete(client: Client, noun: Noun, name: str, *, wait: bool, force: b
     deleted = await delete(client, name)
     if deleted.gone:
         print(f"{title} deleted")
+        _say_if_shipped(noun.title, name)
         return ExitCode.SUCCESS
     if not wait:
         print(f"{title} is being deleted, in run {deleted.run_id}")
@@ -113,3 +118,11 @@ async def _delete(client: Client, noun: Noun, name: str, *, wait: bool, force: b
             await asyncio.sleep(0.1)
     print(f"{title} deleted")
     return ExitCode.SUCCESS
+
+
+def _say_if_shipped(kind: str, name: str) -> None:
+    import pipelines
+
+    shipped = {"definition": pipelines.definitions, "pipeline": pipelines.pipelines}
+    if kind in shipped and name in shipped[kind]():
+        say(f"note: {kind}/{name} ships with Conveyor Runtime; `up` and `serve` register it again when they start")

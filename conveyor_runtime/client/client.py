@@ -111,7 +111,7 @@ class Client:
         return await self._all(ResourceDefinition, "/resource-definitions", {})
 
     async def delete_definition(self, name: str) -> None:
-        """Delete a resource definition; resources of its type stay."""
+        """Delete a resource definition. Raises ConflictError while there are resources of its type."""
         await self._transport.send("DELETE", _path("resource-definitions", name))
 
     # -- pipelines -----------------------------------------------------------------------------------------------
@@ -133,7 +133,10 @@ class Client:
         return await self._all(Pipeline, "/pipelines", {})
 
     async def delete_pipeline(self, name: str, *, force: bool = False) -> Deleted:
-        """Delete a pipeline; runs under way keep the one they started with. `force` as for resources."""
+        """Delete a pipeline; runs under way keep the one they started with. `force` as for resources.
+
+        Raises ConflictError while a resource or definition names it.
+        """
         return await self._delete(_path("pipelines", name), name, force=force)
 
     # -- runs ----------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Definitions:
             return definition, revision
 
     async def delete(self, name: str) -> int:
-        """Remove a definition; its resources stay. The revision of the delete. Raises NotFound."""
+        """Remove a definition. The revision of the delete. Raises NotFound."""
         if name == PIPELINE:
             raise Conflict(f"the type {PIPELINE} is built in and cannot be deleted")
         if await self._state.definition(name) is None:

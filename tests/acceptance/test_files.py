@@ -131,7 +131,11 @@ def test_what_comes_out_goes_in_again(world: World, repository: str) -> None:
     assert "echo two" in described
     assert world.ok("cancel", run, "--wait").endswith("is cancelled\n")
     assert world.json("describe", "run", run.removeprefix("run/"))["status"] == "Cancelled"
+    refused = world.run("delete", "definition", "ci-build")
+    assert refused.returncode == 1
+    assert "definition/ci-build: definition ci-build is used by ci-build/shown; delete them first" in refused.stderr
     assert world.ok("delete", "-f", "-", "--wait", stdin=json.dumps(resource)) == "ci-build/shown deleted\n"
+    assert "note: definition/task ships with" in world.run("delete", "definition", "task").stderr
     assert world.ok("get", "ci-build") == ""
 
 

@@ -40,6 +40,7 @@ DIFFERENT: dict[str, tuple[int, str]] = {
     "list resources of a type": (200, "a list exists"),
     "get deleted resource": (404, "it does not exist"),
     "delete missing resource": (404, "it does not exist"),
+    "delete definition in use": (409, "resources of its type could not be updated any more"),
     "delete missing definition": (404, "it does not exist"),
     "create log, empty": (400, "a line of no run can never be read"),
     "metrics (names only)": (200, "metrics work"),

@@ -74,9 +74,11 @@ async def test_everything_a_client_can_ask(serving: Serving, client: Client) -> 
     first = (await client.logs(created.run_id))[0]
     assert [line.message for line in await client.logs(created.run_id, after=first.id)] == ["1", "2"]
 
-    assert (await client.delete_pipeline("p")).gone
+    with pytest.raises(ConflictError, match="pipeline p is used by "):
+        await client.delete_pipeline("p")
     deleted = await client.delete_resource("app", "a")
     assert not deleted.gone
+    assert (await client.delete_pipeline("p")).gone
     await client.delete_definition("app")
     for missing in (client.get_pipeline("p"), client.get_definition("app"), client.get_run("x"), client.get_run("")):
         with pytest.raises(NotFoundError):

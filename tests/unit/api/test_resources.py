@@ -218,6 +218,27 @@ async def test_pipelines_are_resources(world: World) -> None:
     assert [it["name"] for it in (await world.get("/pipelines?cursor=p"))["items"]] == ["q"]
     run = await world.get(f"/runs/{await world.create('a', pipeline='q')}")
     assert (run["pipeline"], [step["id"] for step in run["steps"]]) == ("q", ["d"])
+    assert (await world.http.delete("/resources/app/a")).status_code == 202
     assert (await world.http.delete("/pipelines/q")).status_code == 204
     await world.get("/pipelines/q", 404)
     await world.get("/pipelines/app", 404)
+
+
+async def test_what_is_in_use_is_not_deleted(world: World) -> None:
+    await world.post("/pipelines", {"name": "p", "resource": "app", "steps": STEPS})
+    await world.define(pipeline="p")
+    for name in ("a", "b", "c"):
+        await world.create(name, pipeline="p" if name != "c" else None)
+    for path in ("/pipelines/p", "/resources/pipeline/p", "/pipelines/p?force=true"):
+        answer = await world.http.delete(path)
+        assert answer.status_code == 409
+        said = "pipeline p is used by definition app, app/a, app/b; give them another pipeline, or delete them first"
+        assert answer.json()["detail"] == said
+    await world.create("d")
+    answer = await world.http.delete("/resource-definitions/app")
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == "definition app is used by app/a, app/b, app/c and others; delete them first"
+    for name in ("a", "b", "c", "d"):
+        assert (await world.http.delete(f"/resources/app/{name}")).status_code == 202
+    assert (await world.http.delete("/resource-definitions/app")).status_code == 204
+    assert (await world.http.delete("/pipelines/p")).status_code == 204
