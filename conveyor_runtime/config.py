@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
+
+from conveyor_runtime.models import Duration
+
+
+def _bytes(size: Any) -> int:
+    return TypeAdapter(ByteSize).validate_python(f"{size}B" if isinstance(size, str) and size.endswith("i") else size)
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+#: Bytes; written as a number or as 512Mi, 20G.
+_Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+_STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,80 @@ class ApiSettings:
 
 
 @dataclass(frozen=True)
+class Credentials:
+    """For one registry."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    user: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How a backend that has images gets them and gets rid of them."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    credentials: Mapping[str, Credentials] = field(default_factory=dict)
+    """By registry (`host` or `host:port`; the public one is `docker.io`), offered to that one alone. For others the
+    docker command's configuration is looked at, likewise by registry."""
+
+    pull_retries: Annotated[int, Field(ge=0)] = 2
+    """How often a pull is tried again when the registry does not answer."""
+
+    cache_bytes: _Size = 0
+    """What images may take together before those not used for longest are removed; 0 = none are."""
+
+    cache_exempt: tuple[str, ...] = ()
+    """Images that are never removed."""
+
+    removals_per_second: Annotated[float, Field(gt=0)] = 2.0
+
+
+@dataclass(frozen=True)
+class WarmSettings:
+    """Sandboxes that are started before anybody asks for one. Each process of the driver that starts sandboxes has its
+    own; each is handed out once."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    images: Mapping[str, Annotated[int, Field(ge=1)]] = field(default_factory=dict)
+    """How many of each image stand ready from the start of the process to its end."""
+
+    on_request: Annotated[int, Field(ge=0)] = 0
+    """How many of an image stand ready that a resource asks for with `warm: true`, for `ttl` after it last did."""
+
+    ttl: Duration = 600.0
+    """Seconds after which one that nobody took is replaced."""
+
+
+@dataclass(frozen=True)
+class BackendSettings:
+    """What the operator tells the backends. Each takes what concerns it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    native_root: Path | None = None
+    """Directory of the native backend; None = `/var/tmp/conveyor-<uid>`. The same for all processes of a machine,
+    because the steps of a run meet there."""
+
+    host_paths: tuple[Annotated[Path, AfterValidator(_absolute)], ...] = ()
+    """Paths of the backend's machine that tasks may mount, and all below them. None listed, none allowed."""
+
+    networks: tuple[str, ...] = ()
+    """Docker networks among which containers are spread that ask for none; there already, made by the operator. None
+    listed = the engine's own bridge, which holds at most 1023."""
+
+    images: ImageSettings = ImageSettings()
+
+    warm: WarmSettings = WarmSettings()
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What a third party's backend wants to know."""
+
+
+@dataclass(frozen=True)
 class DriverSettings:
     """One driver process."""
 
@@ -58,9 +151,8 @@ class DriverSettings:
     backend: str = "auto"
     """auto, docker, native or qemu; auto = docker if its daemon answers, else native."""
 
-    native_root: Path | None = None
-    """Where the native backend keeps its sandboxes; None = /var/tmp/conveyor-<uid>. The same for all processes of a
-    machine, because the steps of a run meet there."""
+    backends: BackendSettings = BackendSettings()
+    """What the operator tells them."""
 
     allow_file_repositories: bool = False
     """Whether file:// and local paths may be cloned. Only where every author of resources may read this machine."""

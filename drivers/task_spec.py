@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from conveyor_runtime.models import Model
-from conveyor_runtime.orchestra import Mount, Port, RestartPolicy, Task
+from conveyor_runtime.orchestra import HostMount, Mount, Port, RestartPolicy, Task
 from drivers.spec import BuildLimits, Env, Seconds, Text, closed
 
 __all__ = ["TaskSpec"]
@@ -35,6 +35,16 @@ class MountSpec(Model):
     volume: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
     path: Text = Field(min_length=1)
     read_only: bool = Field(default=False, alias="readOnly")
+
+
+class HostMountSpec(Model):
+    """A directory or file of the worker's machine, at or below a path that its operator has listed."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    source: Text = Field(pattern="^/")
+    path: Text = Field(pattern="^/")
+    read_only: bool = Field(default=True, alias="readOnly")
 
 
 def parse_port(value: Any) -> Any:
@@ -83,6 +93,7 @@ class TaskSpec(Model):
     limits: BuildLimits = Field(default_factory=BuildLimits)
     ports: list[_Port] = Field(default_factory=list)
     mounts: list[MountSpec] = Field(default_factory=list)
+    host_mounts: list[HostMountSpec] = Field(default_factory=list, alias="hostMounts")
     network: Text = "default"
     restart: str = Field(default="no", pattern=_RESTART, description="no, on-failure[:N], always or unless-stopped.")
     timeout: Seconds | None = Field(default=None, description="Seconds, or 90s, 5m, 1h30m; not for services.")
@@ -107,6 +118,7 @@ class TaskSpec(Model):
             limits=self.limits.as_limits(),
             ports=tuple(Port(port.container, port.host, port.protocol, port.address) for port in self.ports),
             mounts=tuple(Mount(mount.volume, mount.path, mount.read_only) for mount in self.mounts),
+            host_mounts=tuple(HostMount(mount.source, mount.path, mount.read_only) for mount in self.host_mounts),
             network=self.network,
             restart=RestartPolicy(cast(Any, name), int(retries or 0)),
             timeout=self.timeout,

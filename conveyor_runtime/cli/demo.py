@@ -77,7 +77,7 @@ async def _build(folder: Path, repository: str, commit: str) -> Run:
 
     from conveyor_runtime.cli.watch import print_closing, watch
     from conveyor_runtime.client import Client
-    from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
+    from conveyor_runtime.config import ApiSettings, BackendSettings, BusSettings, DriverSettings
     from conveyor_runtime.daemon.up import UpSettings, up
     from conveyor_runtime.security import new_token
 
@@ -90,7 +90,9 @@ async def _build(folder: Path, repository: str, commit: str) -> Run:
     settings = UpSettings(
         bus=BusSettings(data_dir=folder / "data"),
         api=ApiSettings(port=0, token=new_token()),
-        driver=DriverSettings(backend=backend, native_root=folder / "native", allow_file_repositories=True),
+        driver=DriverSettings(
+            backend=backend, backends=BackendSettings(native_root=folder / "native"), allow_file_repositories=True
+        ),
     )
     resource: dict[str, Any] = {
         "resource": "ci-build",

@@ -13,6 +13,7 @@ __all__ = [
     "AllowFiles",
     "ApiUrl",
     "Backend",
+    "BackendFile",
     "Concurrency",
     "DataDir",
     "File",
@@ -146,6 +147,15 @@ NativeRoot = Annotated[
         metavar="DIR",
         envvar="CONVEYOR_NATIVE_ROOT",
         help="Where the native backend keeps its sandboxes.",
+    ),
+]
+BackendFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--backend-file",
+        metavar="FILE",
+        envvar="CONVEYOR_BACKEND_FILE",
+        help="What the backends may do and keep: host_paths, networks, images (credentials, cache_bytes), warm.",
     ),
 ]
 LogLevel = Annotated[

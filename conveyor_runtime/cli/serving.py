@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import globals_of
 from conveyor_runtime.cli.errors import CliError, ExitCode, say
+
+if TYPE_CHECKING:
+    from conveyor_runtime.config import BackendSettings
 
 __all__ = ["serve", "start_logging", "up"]
 
@@ -35,6 +38,7 @@ def up(
     backend: options.Backend = "auto",
     concurrency: options.Concurrency = 4,
     native_root: options.NativeRoot = None,
+    backend_file: options.BackendFile = None,
     allow_file_repositories: options.AllowFiles = None,
     token: options.ServerToken = "",
     ready_file: options.ReadyFile = None,
@@ -51,7 +55,10 @@ def up(
     Example: conveyor up --api-port 0 --drivers all --backend native
     """
     start_logging(log_level, log_format)
-    _check_backend(backend, wanted=drivers != "none")
+    from conveyor_runtime.cli.backend_file import backend_settings
+
+    backends = backend_settings(backend_file, native_root)
+    _check_backend(backend, backends, wanted=drivers != "none")
     from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
     from conveyor_runtime.daemon.run import run_up
     from conveyor_runtime.daemon.up import UpSettings
@@ -64,9 +71,10 @@ def up(
         bus=BusSettings(url=nats_url, data_dir=data, host=host, port=nats_port, sync=sync, accept_loss=accept_loss),
         api=ApiSettings(host=host, port=api_port, token=token),
         driver=DriverSettings(
-            concurrency=concurrency, backend=backend, native_root=native_root, allow_file_repositories=allow
+            concurrency=concurrency, backend=backend, backends=backends, allow_file_repositories=allow
         ),
         drivers=chosen,
+        backend_file=backend_file,
         ready_file=ready_file,
     )
     with _naming_variable(ctx, nats_url):
@@ -163,7 +171,7 @@ def _naming_variable(ctx: typer.Context, nats_url: str) -> Iterator[None]:
         ) from error
 
 
-def _check_backend(backend: str, *, wanted: bool) -> None:
+def _check_backend(backend: str, settings: BackendSettings, *, wanted: bool) -> None:
     """Refuse at once what every driver process would only say again and again, once a minute."""
     from conveyor_runtime.orchestra.registry import installed
 
@@ -180,7 +188,7 @@ def _check_backend(backend: str, *, wanted: bool) -> None:
     from conveyor_runtime.orchestra import Orchestra
 
     async def look() -> None:
-        await (await Orchestra.open(backend)).close()
+        await (await Orchestra.open(backend, settings)).close()
 
     try:
         asyncio.run(look())

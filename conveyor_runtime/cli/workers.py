@@ -85,6 +85,7 @@ def run(
     defaults: Defaults = "",
     allow_file_repositories: options.AllowFiles = False,
     native_root: options.NativeRoot = None,
+    backend_file: options.BackendFile = None,
     api_url: DriverApiUrl = "",
     token: DriverToken = "",
     log_level: options.LogLevel = "info",
@@ -95,6 +96,7 @@ def run(
     \b
     Example: conveyor driver run deploy.py:driver --nats-url nats://user:password@bus:4222
     """
+    from conveyor_runtime.cli.backend_file import backend_settings
     from conveyor_runtime.cli.serving import start_logging
 
     start_logging(log_level, log_format)
@@ -104,7 +106,7 @@ def run(
     settings = DriverSettings(
         concurrency=concurrency,
         backend=backend,
-        native_root=native_root,
+        backends=backend_settings(backend_file, native_root),
         allow_file_repositories=bool(allow_file_repositories),
         resources=options.listed(resources),
         defaults=_defaults(defaults),

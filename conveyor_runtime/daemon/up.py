@@ -42,6 +42,8 @@ class UpSettings:
     api: ApiSettings = field(default_factory=ApiSettings)
     driver: DriverSettings = field(default_factory=DriverSettings)
     drivers: tuple[str, ...] | None = None
+    backend_file: Path | None = None
+    """Where `driver.backends` was read from, for the drivers' processes to read."""
     ready_file: Path | None = None
 
 
@@ -175,8 +177,10 @@ def _environment(settings: UpSettings, running: Running) -> Mapping[str, str]:
         "CONVEYOR_CONCURRENCY": str(driver.concurrency),
         "CONVEYOR_ALLOW_FILE_REPOSITORIES": "true" if driver.allow_file_repositories else "false",
     }
-    if driver.native_root is not None:
-        environment["CONVEYOR_NATIVE_ROOT"] = str(driver.native_root)
+    if driver.backends.native_root is not None:
+        environment["CONVEYOR_NATIVE_ROOT"] = str(driver.backends.native_root)
+    if settings.backend_file is not None:
+        environment["CONVEYOR_BACKEND_FILE"] = str(settings.backend_file.absolute())
     return environment
 
 

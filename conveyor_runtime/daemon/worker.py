@@ -22,7 +22,7 @@ from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.daemon.connect import connect_driver
 from conveyor_runtime.kit.notify import Notifier
 from conveyor_runtime.kit.shutdown import on_signals
-from conveyor_runtime.orchestra import BackendSettings, Orchestra
+from conveyor_runtime.orchestra import Orchestra
 from conveyor_runtime.reconcile import Driver, DriverManager
 from conveyor_runtime.reconcile import plain as plain_contract
 from conveyor_runtime.reconcile.lease import BUS_ADDRESS
@@ -93,8 +93,7 @@ async def connected_manager(
         client = Client(api_url, token=token) if api_url else None
         if client is not None:
             stack.push_async_callback(client.aclose)
-        backends = BackendSettings(native_root=settings.native_root)
-        orchestra = await Orchestra.open(settings.backend, backends) if driver.sandbox else None
+        orchestra = await Orchestra.open(settings.backend, settings.backends) if driver.sandbox else None
         if orchestra is not None:
             stack.push_async_callback(orchestra.close)
         committers = _committers(bus, plain)

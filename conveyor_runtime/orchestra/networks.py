@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from conveyor_runtime.errors import ConfigError
@@ -17,23 +18,20 @@ class Networks:
 
     def __init__(self, names: Iterable[str]) -> None:
         """Raises `ConfigError` for none, or for a name that comes twice."""
-        listed = list(names)
-        self._uses = dict.fromkeys(listed, 0)
-        if not listed or len(self._uses) != len(listed):
-            raise ConfigError(f"a pool of networks needs names that differ, not {listed}")
-
-    @property
-    def uses(self) -> dict[str, int]:
-        """How many containers each has."""
-        return dict(self._uses)
+        self.names = tuple(names)
+        self._coming: Counter[str] = Counter()
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise ConfigError(f"a pool of networks needs names that differ, not {list(self.names)}")
 
     @contextmanager
-    def use(self) -> Iterator[str]:
-        """One of the least used, chance deciding between equals, for as long as the context lasts."""
-        fewest = min(self._uses.values())
-        name = random.choice([name for name, uses in self._uses.items() if uses == fewest])  # noqa: S311 - no secret
-        self._uses[name] += 1
+    def use(self, there: Mapping[str, int]) -> Iterator[str]:
+        """One of the least used, chance deciding between equals. `there` is how many containers each network has; those
+        about to come count too, for as long as the context lasts."""
+        uses = {name: there.get(name, 0) + self._coming[name] for name in self.names}
+        fewest = min(uses.values())
+        name = random.choice([name for name, used in uses.items() if used == fewest])  # noqa: S311 - no secret
+        self._coming[name] += 1
         try:
             yield name
         finally:
-            self._uses[name] -= 1
+            self._coming[name] -= 1

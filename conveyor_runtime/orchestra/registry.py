@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Self, cast
 
+from conveyor_runtime.config import BackendSettings
 from conveyor_runtime.errors import BackendUnavailable, ConfigError, TerminalError
 from conveyor_runtime.orchestra.base import Backend
 
@@ -17,9 +16,7 @@ __all__ = [
     "BUILT_IN",
     "ENTRY_POINTS",
     "BackendSettings",
-    "Credentials",
     "Factory",
-    "ImageSettings",
     "Orchestra",
     "Registry",
     "installed",
@@ -31,43 +28,6 @@ ENTRY_POINTS = "conveyor.backends"
 """Entry point group of third parties' backends: a name, and the `module:attribute` of its factory."""
 
 _AUTO = ("docker", "native")
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """For one registry."""
-
-    user: str
-    password: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """How a backend that has images gets them and gets rid of them."""
-
-    credentials: Mapping[str, Credentials] = field(default_factory=dict)
-    """By registry (`host` or `host:port`; the public one is `docker.io`), offered to that one alone. For others the
-    docker command's configuration is looked at, likewise by registry."""
-    pull_retries: int = 2
-    """How often a pull is tried again when the registry does not answer."""
-    cache_bytes: int = 0
-    """What images may take together before those not used for longest are removed; 0 = none are."""
-    cache_exempt: tuple[str, ...] = ()
-    """Images that are never removed."""
-    removals_per_second: float = 2.0
-
-
-@dataclass(frozen=True)
-class BackendSettings:
-    """What the operator tells the backends. Each takes what concerns it."""
-
-    native_root: Path | None = None
-    """Directory of the native backend; None = `/var/tmp/conveyor-<uid>`."""
-    host_paths: tuple[Path, ...] = ()
-    """Paths of the backend's machine that tasks may mount, and all below them. None listed, none allowed."""
-    images: ImageSettings = ImageSettings()
-    options: Mapping[str, str] = field(default_factory=dict)
-    """What a third party's backend wants to know."""
 
 
 Factory = Callable[[BackendSettings], Awaitable[Backend]]

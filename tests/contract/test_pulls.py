@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from conveyor_runtime.config import Credentials, ImageSettings
 from conveyor_runtime.errors import BackendUnavailable, ImageNotFound
 from conveyor_runtime.orchestra import BackendSettings, Owner, Prepared, PullPolicy, Task
 from conveyor_runtime.orchestra.docker import DockerBackend
-from conveyor_runtime.orchestra.registry import Credentials, ImageSettings
 from tests.support.registry import PASSWORD, USER, free_port, registry, stranger
 
 pytestmark = pytest.mark.docker

@@ -16,6 +16,7 @@ from conveyor_runtime.orchestra.docker.client import Engine
 from conveyor_runtime.orchestra.docker.container import DockerContainer
 from conveyor_runtime.orchestra.docker.helper import Helper
 from conveyor_runtime.orchestra.docker.images import Images
+from conveyor_runtime.orchestra.docker.placing import Placing
 from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
 from conveyor_runtime.orchestra.docker.starting import start_container, start_sandbox
@@ -38,14 +39,22 @@ class DockerBackend:
         settings = settings or BackendSettings()
         self._engine = engine
         self._images = Images(engine, settings.images)
+        self._placing = Placing(engine, settings.networks)
         self._host_paths = settings.host_paths
         self._at_work: set[asyncio.Task[None]] = set()
         self.node = engine.node
 
     @classmethod
     async def open(cls, settings: BackendSettings | None = None) -> Self:
-        """Connect to the engine the docker command would use. Raises `BackendUnavailable` if it does not answer."""
-        return cls(await Engine.open(), settings)
+        """Connect to the engine the docker command would use. Raises `BackendUnavailable` if it does not answer,
+        `ConfigError` for settings it cannot keep."""
+        backend = cls(await Engine.open(), settings)
+        try:
+            await backend._placing.check_listed()
+        except BaseException:
+            await backend.close()
+            raise
+        return backend
 
     async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """See the contract."""
@@ -57,7 +66,8 @@ class DockerBackend:
         await self._check(task)
         for mount in sorted(task.mounts, key=lambda mount: -mount.size_bytes):  # what may be refused comes first
             await self.create_volume(ns, mount.volume, owner, size_bytes=mount.size_bytes)
-        container, feeding = await start_container(self._engine, ns, task, owner)
+        async with self._placing.place(task) as placed:
+            container, feeding = await start_container(self._engine, ns, placed, owner)
         if feeding is not None:
             self._go_on(feeding)
         self._watch(container)
@@ -90,7 +100,8 @@ class DockerBackend:
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> DockerSandbox:
         """See the contract."""
         await self._check(task)
-        return await start_sandbox(self._engine, ns, task, owner)
+        async with self._placing.place(task) as placed:
+            return await start_sandbox(self._engine, ns, placed, owner)
 
     async def get_sandbox(self, ns: str, task_id: str) -> DockerSandbox:
         """See the contract."""
@@ -156,13 +167,7 @@ class DockerBackend:
             raise TerminalError("a task on docker needs an image")
         if task.limits.disk_bytes and not self._engine.limits_disk:
             raise TerminalError("this docker engine's storage driver cannot keep a disk limit; leave it out")
-        if (task.ports or task.publish_all) and task.network in ("none", "host"):
-            raise TerminalError(f"no port can be published with network {task.network}")
-        if task.network not in ("default", "none", "bridge", "host"):
-            try:
-                await self._engine.call(self._engine.api.inspect_network, task.network)
-            except Gone as error:
-                raise TerminalError(f"docker has no network {task.network!r}") from error
+        await self._placing.check(task)
 
     def _watch(self, container: DockerContainer) -> None:
         """End it when its time is over, for as long as this object lives; who gets it later does so, too."""

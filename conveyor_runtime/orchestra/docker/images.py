@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from conveyor_runtime.config import Credentials, ImageSettings
 from conveyor_runtime.errors import BackendError, BackendUnavailable, ImageNotFound
 from conveyor_runtime.kit.backoff import exponential
 from conveyor_runtime.orchestra.base import Prepared, Progress
@@ -16,7 +17,6 @@ from conveyor_runtime.orchestra.docker.client import Engine
 from conveyor_runtime.orchestra.docker.image import digest_of, pull
 from conveyor_runtime.orchestra.flights import Flights
 from conveyor_runtime.orchestra.reference import Reference, parse_reference
-from conveyor_runtime.orchestra.registry import Credentials, ImageSettings
 from conveyor_runtime.orchestra.task import Task
 
 __all__ = ["Images"]

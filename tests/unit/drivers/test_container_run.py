@@ -119,6 +119,12 @@ async def test_a_task_runs_to_its_end(world: World) -> None:
     assert await world.backend.namespaces("inst") == []
 
 
+async def test_what_a_task_may_see_of_the_machine(world: World, tmp_path: Path) -> None:
+    mounts = [{"source": str(tmp_path), "path": "/seen"}]
+    with pytest.raises(TerminalError, match="host"):  # nothing is listed, and native has no mounts of this kind
+        await world("create", **sh("true"), hostMounts=mounts)
+
+
 async def test_a_task_that_fails(world: World) -> None:
     with pytest.raises(TaskFailed, match="exit code 3") as failure:
         await world("create", **sh("exit 3"))

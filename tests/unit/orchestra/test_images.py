@@ -216,11 +216,12 @@ def test_short_lists_stay() -> None:
 
 def test_networks_are_used_evenly() -> None:
     pool = Networks(["a", "b", "c"])
-    with pool.use() as one, pool.use() as two, pool.use() as three:
+    with pool.use({}) as one, pool.use({}) as two, pool.use({}) as three:
         assert {one, two, three} == {"a", "b", "c"}
-        with pool.use():
-            assert sorted(pool.uses.values()) == [1, 1, 2]
-    assert pool.uses == {"a": 0, "b": 0, "c": 0}
+        with pool.use({"a": 1, "b": 1}) as fourth:
+            assert fourth == "c"
+    with pool.use({"a": 2, "c": 1, "another": 0}) as after:
+        assert after == "b"
     for names in ([], ["a", "a"]):
         with pytest.raises(ConfigError):
             Networks(names)
