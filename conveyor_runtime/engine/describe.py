@@ -49,6 +49,8 @@ def _describe_step(
     if state.open and not run.status.terminal:
         if claim is not None:
             status, started = Status.RUNNING, started or claim.at
+        elif state.goes_on_at is not None:
+            status, message = Status.AWAITING_RETRY, f"{state.deaths} workers died while they worked on it"
         else:
             message = _why_pending(planned.driver, state, view, is_dead)
     return RunStep(

@@ -23,7 +23,7 @@ from conveyor_runtime.engine.settle import Settler
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import InfrastructureError
 from conveyor_runtime.kit.keyed_queue import KeyedQueue
-from conveyor_runtime.models import DriverRecord, PlannedStep, ResourceRecord, RunRecord, Status, StepState, utc_now
+from conveyor_runtime.models import DriverRecord, PlannedStep, ResourceRecord, RunRecord, StepState, utc_now
 from conveyor_runtime.store import State
 
 log = logging.getLogger(__name__)
@@ -237,6 +237,6 @@ class Engine:
         return await self.transitions.change(run.run_id, change) or run
 
     def _plan_retries(self, run: RunRecord) -> None:
-        dues = [it.due for it in run.steps.values() if it.status is Status.AWAITING_RETRY and it.due is not None]
+        dues = [due for it in run.steps.values() if (due := it.goes_on_at) is not None]
         if dues:
             self._runs.add_later(run.run_id, max((min(dues) - self.transitions.now()).total_seconds(), 0.0))

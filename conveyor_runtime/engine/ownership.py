@@ -6,6 +6,7 @@ Only the engine takes over, and only when no result can be waiting: a result pub
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 
 from conveyor_runtime.bus import Bus
@@ -119,12 +120,13 @@ class Ownership:
             log.error("step %s of run %s is given up: %s; %s", step.id, run.run_id, why, too_often)
             # Before the commit: a letter too many is a smaller evil than one too few.
             await self._transitions.dispatcher.keep_letter(run, step, state, too_often)
+        jitter = random.random()  # noqa: S311 - spreads takeovers, no secret
 
         def change(record: RunRecord) -> RunRecord:
             # Asked last thing before the commit: reading what waits, or keeping a letter, took its time.
             if not claim.given_up and not self._liveness.is_dead(claim.instance):
                 return record
             fleet, now = self._transitions.fleet(), self._transitions.now()
-            return planner.take_over(record, step.id, claim.node, died=died, fleet=fleet, now=now)
+            return planner.take_over(record, step.id, claim.node, died=died, fleet=fleet, now=now, jitter=jitter)
 
         return await self._transitions.change_step(run, step, state, change)

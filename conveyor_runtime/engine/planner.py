@@ -28,6 +28,13 @@ from conveyor_runtime.models import (
 #: Workers that may die under one attempt before the attempt itself is blamed.
 MAX_DEATHS = 5
 
+#: Deaths from which on a takeover waits before it is dispatched. What kills its process kills all that goes on there:
+#: waits that differ bring the innocent back at other times than the culprit.
+DEATHS_TO_WAIT = 2
+
+#: Seconds of the first such wait; doubled at each death that follows.
+DEATH_WAIT = 10.0
+
 #: Times an attempt is handed over without a death (drained workers, lost leases) before it is ended all the same.
 MAX_HANDOVERS = 20
 
@@ -53,7 +60,10 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
     assert run.plan is not None
     for step in run.plan:
         state = run.steps.get(step.id, steps.UNOPENED)
-        if state.status is Status.AWAITING_RETRY and state.due is not None and state.due <= now:
+        due = state.goes_on_at
+        if due is not None and due > now:
+            continue
+        if due is not None and state.status is Status.AWAITING_RETRY:
             return issue(run, step, _queued(step, _reopened(state), now), fleet, now)
         if state.status is not Status.PENDING:
             continue
@@ -66,18 +76,19 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
             if (why := steps.reason_to_skip(run, step)) is not None:
                 return _with_step(run, step.id, _skipped(state, why, now))
             return issue(run, step, _queued(step, state.model_copy(update={"attempt": 1}), now), fleet, now)
-        if state.issue == 0 and not steps.cancel_applies(run, step) and fleet.can_deliver(step.driver, state.node):
+        may_leave = due is not None or fleet.can_deliver(step.driver, state.node)
+        if state.issue == 0 and may_leave and not steps.cancel_applies(run, step):
             return issue(run, step, state, fleet, now)
     return run
 
 
 def issue(run: RunRecord, step: PlannedStep, state: StepState, fleet: Fleet, now: datetime) -> RunRecord:
     """Note one more publication of the step's dispatch, to the node it must meet; 0 if nobody could keep it."""
-    update: dict[str, object] = {}
+    update: dict[str, object] = {"due": None}
     if step.driver in fleet.drivers and fleet.is_sandbox(step.driver):
         nodes = steps.nodes_to_meet(run, step, fleet)
         if len(nodes) > 1:
-            update = {
+            update |= {
                 "status": Status.ERROR,
                 "message": f"it must meet sandboxes on different nodes: {', '.join(sorted(nodes))}",
                 "finished_at": now,
@@ -121,8 +132,18 @@ def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: floa
     return after
 
 
-def take_over(run: RunRecord, step_id: str, node: str | None, *, died: bool, fleet: Fleet, now: datetime) -> RunRecord:
-    """The attempt handed to another worker; Error once that has been too often. Never one that is cancelled."""
+def take_over(
+    run: RunRecord,
+    step_id: str,
+    node: str | None,
+    *,
+    died: bool,
+    fleet: Fleet,
+    now: datetime,
+    jitter: float | None = None,
+) -> RunRecord:
+    """The attempt handed to another worker, at once or, after several deaths, later; Error once that has been too
+    often. Never one that is cancelled."""
     state, step = run.steps[step_id], steps.step_of(run, step_id)
     if steps.cancel_applies(run, step):
         return run
@@ -139,6 +160,10 @@ def take_over(run: RunRecord, step_id: str, node: str | None, *, died: bool, fle
         )
         return _with_step(run, step_id, ended)
     update = {"takeover": state.takeover + 1, "deaths": deaths, "claimed_node": node or state.claimed_node}
+    if died and deaths >= DEATHS_TO_WAIT:
+        wait = exponential(deaths - DEATHS_TO_WAIT + 1, initial=DEATH_WAIT, maximum=600.0, jitter=jitter)
+        due = now + timedelta(seconds=wait)
+        return _with_step(run, step_id, _queued(step, state.model_copy(update={**update, "issue": 0, "due": due}), due))
     return issue(run, step, _queued(step, state.model_copy(update=update), now), fleet, now)
 
 

@@ -98,7 +98,8 @@ class StepState(Model):
     `attempt` is 0 until the step is opened; `takeover` counts hand-overs of this attempt, `deaths` those because the
     worker died; `issue` counts publications of its dispatch, 0 = not yet published because no driver could take it.
     `node` is where the dispatch goes (None = anywhere), `claimed_node` where the latest known claim was. `queued_at` is
-    since when a worker is waited for, where that has a limit.
+    since when a worker is waited for, where that has a limit. `due` is when it goes on (`goes_on_at`), or of a foreign
+    driver's step, when its time is over.
     """
 
     status: Status = Status.PENDING
@@ -124,6 +125,13 @@ class StepState(Model):
     def open(self) -> bool:
         """Whether an attempt of it is under way (or waits for a worker)."""
         return self.attempt > 0 and self.status is Status.PENDING
+
+    @property
+    def goes_on_at(self) -> datetime | None:
+        """When its next attempt is opened, or the one that killed several workers is dispatched again; None if it waits
+        for no time."""
+        waits = self.status is Status.AWAITING_RETRY or (self.open and self.issue == 0)
+        return self.due if waits else None
 
     @property
     def reported(self) -> bool:

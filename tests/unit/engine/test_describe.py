@@ -131,6 +131,13 @@ def test_a_retry_is_announced_with_its_reason() -> None:
     assert (view.status, view.reason) == (Status.RUNNING, "step a is tried again: boom")
 
 
+def test_a_step_that_killed_its_workers_says_so_while_it_waits() -> None:
+    state = StepState(attempt=1, takeover=2, deaths=2, due=NOW)
+    view = shown(run_of(state), {**DRIVER, **living()})
+    assert (view.status, view.steps[0].status) == (Status.RUNNING, Status.AWAITING_RETRY)
+    assert view.reason == "step a is tried again: 2 workers died while they worked on it"
+
+
 def test_a_cancelled_run_is_cancelling_until_it_has_ended() -> None:
     cancel = Cancel(who="me", why="enough", at=NOW)
     assert shown(run_of(OPEN, cancel=cancel), CLAIM).status is Status.CANCELLING

@@ -302,6 +302,44 @@ def test_only_deaths_count_towards_the_limit() -> None:
     assert (run.status, run.reason) == (Status.ERROR, "step a: 5 workers died while they worked on it")
 
 
+def test_from_the_second_death_on_a_takeover_waits_longer_each_time() -> None:
+    """Rule 8: what died beside the culprit comes back at another time than that does."""
+    plan = (PlannedStep(id="a", driver="a", queue_timeout=90.0),)
+    run, at, waits = planner.advance(run_of(plan), ABZ, NOW), NOW, []
+    run = planner.take_over(run, "a", None, died=True, fleet=ABZ, now=at)
+    assert (run.steps["a"].issue, run.steps["a"].due) == (2, None), "one death is no reason"
+    for deaths in range(2, planner.MAX_DEATHS):
+        before, run = run, planner.take_over(run, "a", "n1", died=True, fleet=ABZ, now=at, jitter=1.0)
+        state = run.steps["a"]
+        assert (state.takeover, state.deaths, state.issue, state.open) == (deaths, deaths, 0, True)
+        assert state.due is not None and state.goes_on_at == state.queued_at == state.due
+        assert list(steps.newly_issued(before, run)) == []
+        waits.append((state.due - at).total_seconds())
+        assert planner.advance(run, ABZ, state.due - timedelta(microseconds=1)) is run
+        at = state.due
+        run = planner.advance(run, ABZ, at)
+        assert (run.steps["a"].issue, run.steps["a"].issued_at, run.steps["a"].due) == (1, at, None)
+    assert waits == [10.0, 20.0, 40.0]
+
+
+def test_a_takeover_that_waited_in_vain_for_its_driver_is_issued_when_that_is_back() -> None:
+    run = started("a")
+    for _ in range(planner.DEATHS_TO_WAIT):
+        run = planner.take_over(run, "a", None, died=True, fleet=ABZ, now=NOW)
+    run = planner.advance(run, fleet(), LATER)
+    assert (run.steps["a"].issue, run.steps["a"].goes_on_at) == (0, None), "there is no time to wait for any more"
+    assert planner.advance(run, ABZ, LATER).steps["a"].issue == 1
+
+
+def test_a_takeover_that_waits_is_neither_issued_nor_waited_for_once_it_is_cancelled() -> None:
+    """Rule 13."""
+    run = started("a")
+    for _ in range(planner.DEATHS_TO_WAIT):
+        run = planner.take_over(run, "a", None, died=True, fleet=ABZ, now=NOW)
+    run = planner.cancel(run, "me", "enough", NOW)
+    assert planner.advance(run, ABZ, LATER).steps["a"].issue == 0
+
+
 # -- nodes -------------------------------------------------------------------------------------------------------
 
 
