@@ -20,6 +20,7 @@ __all__ = [
     "kv",
     "live_log",
     "log",
+    "matches",
     "node_consumer",
     "node_dispatch",
     "step_dispatch",
@@ -108,3 +109,14 @@ def driver_consumer(driver: str) -> str:
 def node_consumer(driver: str, node: str) -> str:
     """The durable consumer of a driver for what must run on one node."""
     return f"{CONSUMERS}{check_token(driver, 'driver')}-node-{check_token(node, 'node')}"
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Whether a consumer that filters by `pattern` (`*` is one part, `>` all that follow) is handed `subject`."""
+    wanted, parts = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted.pop()
+        if len(parts) <= len(wanted):
+            return False
+        parts = parts[: len(wanted)]
+    return len(wanted) == len(parts) and all(want in ("*", part) for want, part in zip(wanted, parts, strict=True))

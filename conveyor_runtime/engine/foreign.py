@@ -1,7 +1,7 @@
 """Drivers built on Conveyor's own SDK: known by their consumer, they ack before they work and send no heartbeat.
 
 They are handed a step at most once per attempt, and only while their consumer is there to keep it. Whether they have
-taken it shows in the stream: the message leaves it. From then on the step waits for a result or its timeout.
+taken it is told by their consumer, which has been past it. From then on the step waits for a result or its timeout.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from datetime import datetime, timedelta
 
 from conveyor_runtime.bus import Bus, subjects
-from conveyor_runtime.bus.consumers import list_consumers
+from conveyor_runtime.bus.consumers import consumer_info, list_consumers
 from conveyor_runtime.bus.messages import delete_message, next_by_subject
 from conveyor_runtime.bus.streams import DUPLICATE_WINDOW, MESSAGES
 from conveyor_runtime.engine import steps
@@ -111,10 +111,10 @@ class ForeignSteps:
             return await end(run, step, state, *over) if over is not None else run
         if state.foreign_seq is None:
             return await self._note_sequence(run, step, state, now)
-        if await self._is_waiting(dispatch_subject(run, step, state), state.foreign_seq):
-            # Deleted before it was taken: nobody will work on it. If it is taken at this moment, the delete fails.
+        if await self._waits(run, step, state, state.foreign_seq):
+            # Nobody will work on it once it is gone, unless it was taken at this moment: then the next look tells.
             if over is not None and await delete_message(self._bus, MESSAGES, state.foreign_seq):
-                return await end(run, step, state, *over)
+                return run if await self._was_taken(step, state.foreign_seq) else await end(run, step, state, *over)
             return run
         if state.due is None:
             due = now + timedelta(seconds=step.timeout or DEFAULT_TIMEOUT)
@@ -138,11 +138,17 @@ class ForeignSteps:
         due = now + timedelta(seconds=step.timeout or DEFAULT_TIMEOUT)
         return await self._update(run, step, state, {"foreign_seq": 0, "due": due, "started_at": now})
 
-    async def _is_waiting(self, subject: str, sequence: int) -> bool:
-        if sequence == 0:
+    async def _waits(self, run: RunRecord, step: PlannedStep, state: StepState, sequence: int) -> bool:
+        """Whether the dispatch with this sequence can still be taken."""
+        if sequence == 0 or await self._was_taken(step, sequence):
             return False
-        message = await next_by_subject(self._bus, MESSAGES, subject, sequence)
+        message = await next_by_subject(self._bus, MESSAGES, dispatch_subject(run, step, state), sequence)
         return message is not None and message.seq == sequence
+
+    async def _was_taken(self, step: PlannedStep, sequence: int) -> bool:
+        """Whether the driver's consumer has been past this sequence. One without its consumer took nothing of late."""
+        info = await consumer_info(self._bus, MESSAGES, step.driver)
+        return info is not None and int(info["delivered"]["stream_seq"]) >= sequence
 
     async def _update(
         self, run: RunRecord, step: PlannedStep, state: StepState, update: dict[str, object]

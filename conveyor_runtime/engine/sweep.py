@@ -17,7 +17,7 @@ from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import consumer_info
 from conveyor_runtime.bus.messages import next_by_subject
 from conveyor_runtime.bus.streams import MESSAGES
-from conveyor_runtime.engine import intray, planner, steps
+from conveyor_runtime.engine import intray, outtray, planner, steps
 from conveyor_runtime.engine.dispatcher import dispatch_id, dispatch_subject
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.purge import Purge
@@ -68,7 +68,7 @@ class Sweep:
 
     async def run(self) -> None:
         """Sweep now, then every minute, after each reconnect, and when a consumer was made: it may stand in for one
-        that was deleted, whose messages went with it."""
+        that was deleted, whose messages were thrown away."""
         made = f"$JS.EVENT.ADVISORY.CONSUMER.CREATED.{MESSAGES}.>"
         unsubscribe = await self._bus.subscribe_core(made, lambda message: self._wake.set())
         try:
@@ -102,6 +102,7 @@ class Sweep:
         await self._apart("leases of dead processes", self._forget_dead_instances())
         await self._apart("old runs", self._purge.round())
         await self._apart("results that were taken in", intray.throw_away(self._bus))
+        await self._apart("dispatches that were worked off", outtray.throw_away(self._bus, self._state))
 
     async def _apart(self, what: str, work: Coroutine[Any, Any, object]) -> None:
         """Do this by itself. Raises only BusUnavailable, which the rest would meet as well."""
@@ -181,7 +182,7 @@ class Sweep:
     async def _is_among(self, waiting: _Waiting, subject: str, msg_id: str) -> bool:
         """Whether it waits on this subject. True as well where that cannot be told: it is looked at again."""
         if waiting.upto is None:
-            # No consumer: a message published now would be dropped. Its driver makes one when it starts.
+            # No consumer: a message published now would be thrown away. Its driver makes one when it starts.
             return True
         while msg_id not in waiting.ids:
             if len(waiting.ids) >= _MOST_LOOKED_AT:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from conveyor_runtime.bus import Bus, Committer, subjects
-from conveyor_runtime.bus.streams import RESULTS, consumer_info
+from conveyor_runtime.bus.streams import MESSAGES, RESULTS, consumer_info, list_consumers
 from conveyor_runtime.config import ApiSettings, DriverSettings
 from conveyor_runtime.daemon.connect import connect
 from conveyor_runtime.daemon.control import Control, control_plane
@@ -110,6 +110,11 @@ class Cluster:
         info = await consumer_info(self.bus, RESULTS, subjects.RESULT_CONSUMER)
         assert info is not None
         return int(info["num_pending"] + info["num_ack_pending"])
+
+    async def dispatches_waiting(self) -> int:
+        """How many dispatches are stored that their drivers have not acknowledged yet."""
+        infos = await list_consumers(self.bus, MESSAGES)
+        return sum(int(info["num_pending"] + info["num_ack_pending"]) for info in infos)
 
     async def until(self, true: Callable[[], Any], seconds: float = 15.0) -> Any:
         """Wait until `true()` holds, looking at every change of the state."""

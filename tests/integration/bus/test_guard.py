@@ -40,6 +40,7 @@ def is_ours(config: dict[str, Any]) -> bool:
     return bool(
         config.get("allow_atomic")
         and config["discard"] == "new"
+        and config["retention"] == "limits"
         and config.get("consumer_limits") == STREAMS[MESSAGES]["consumer_limits"]
         and set(config["subjects"]) == set(STREAMS[MESSAGES]["subjects"])
     )
@@ -61,9 +62,7 @@ async def foreign_reset(bus: Bus) -> None:
     assert not is_ours(await config_of(bus, MESSAGES))
 
 
-async def test_what_a_go_engine_resets_is_put_back_and_said(
-    guarded: Bus, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_a_go_engine_resets_is_put_back_and_said(guarded: Bus, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     await foreign_reset(guarded)
     await put_back(guarded)

@@ -15,7 +15,6 @@ from conveyor_runtime.bus.streams import (
     consumer_info,
     ensure_consumer,
     ensure_streams,
-    stream_info,
 )
 from conveyor_runtime.errors import BusError
 from tests.conftest import StartServer
@@ -73,9 +72,9 @@ async def test_a_delivery_tells_all_about_its_message(bus: Bus) -> None:
     await delivery.nak()
     await pulling.stop()
     await settled(bus)
-    info = await stream_info(bus, MESSAGES)
+    info = await consumer_info(bus, MESSAGES, CONSUMER)
     assert info is not None
-    assert info["state"]["messages"] == 0
+    assert (info["num_pending"], info["ack_floor"]["stream_seq"]) == (0, receipt.seq)
 
 
 async def test_slots_bound_what_is_delivered(bus: Bus) -> None:
@@ -300,11 +299,11 @@ async def test_work_goes_on_after_the_server_was_killed(start_server: StartServe
         while True:
             await (await pulling.next()).ack()
 
-    # The server takes an acked message out in its own time, and the last one may be gone only after a look at it.
     working = asyncio.create_task(work())
     async with asyncio.timeout(30):
-        while (info := await stream_info(bus, MESSAGES)) is None or info["state"]["messages"]:
+        while (info := await consumer_info(bus, MESSAGES, CONSUMER)) is None or info["num_pending"]:
             await asyncio.sleep(0.02)
+    await settled(bus)
     working.cancel()
     await asyncio.wait([working])
     assert working.cancelled()

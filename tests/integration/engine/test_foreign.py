@@ -10,7 +10,6 @@ import orjson
 import pytest
 
 from conveyor_runtime.bus import Bus, EmbeddedServer
-from conveyor_runtime.bus.streams import stream_info
 from conveyor_runtime.errors import ConfigError
 from tests.integration.engine.test_runs import recorder
 from tests.support.cluster import Cluster
@@ -118,14 +117,9 @@ async def known(cluster: Cluster, name: str, *, there: bool = True) -> None:
 
 
 async def waiting(cluster: Cluster, count: int) -> None:
-    """Until so many dispatches lie in the stream, each noted with its sequence by the engine."""
-
-    async def stored() -> int:
-        info = await stream_info(cluster.bus, "messages")
-        return int(info["state"]["messages"]) if info else 0
-
+    """Until so many dispatches wait for drivers."""
     async with asyncio.timeout(5):
-        while await stored() != count:
+        while await cluster.dispatches_waiting() != count:
             await asyncio.sleep(0.01)
 
 
@@ -284,7 +278,7 @@ async def test_a_plain_event_is_worked_on_and_its_result_dropped(cluster: Cluste
     async with asyncio.timeout(5):
         answer = orjson.loads((await seen.get()).data)
         assert answer["driverresult"]["success"] and "cv" not in answer and answer["resource"]["name"] == "one"
-        while (await stream_info(cluster.bus, "messages"))["state"]["messages"]:  # type: ignore[index]
+        while await cluster.dispatches_waiting():
             await asyncio.sleep(0.01)
         while await cluster.results_waiting():
             await asyncio.sleep(0.01)

@@ -125,14 +125,14 @@ async def test_a_dispatch_somebody_else_has_is_left_alone_and_one_that_is_over_d
     await cluster.until(lambda: cluster.run(run_id).steps[0].status == "Running")
 
     async with asyncio.timeout(10):
-        while not await messages(cluster, "messages"):
+        while not await cluster.dispatches_waiting():
             await asyncio.sleep(0.01)
     assert calls == []
     await cluster.engine.transitions.change(
         run_id, lambda run: planner.end_step(run, "a", Status.FAILED, "over", utc_now())
     )
     async with asyncio.timeout(10):
-        while await messages(cluster, "messages"):
+        while await cluster.dispatches_waiting():
             await asyncio.sleep(0.05)
     assert calls == []
 

@@ -59,3 +59,22 @@ def test_a_dot_makes_a_key_part_but_no_token() -> None:
 @given(st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True))
 def test_tokens_pass_unchanged(token: str) -> None:
     assert subjects.check_token(token, "name") == token
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "does"),
+    [
+        ("a.b", "a.b", True),
+        ("a.b", "a.b.c", False),
+        ("a.b", "a.bc", False),
+        ("a.*", "a.b", True),
+        ("a.*", "a.b.c", False),
+        ("a.>", "a.b.c", True),
+        ("a.>", "a", False),
+        (">", "a.b", True),
+        ("*.b.>", "a.b.c", True),
+        ("*.b.>", "a.c.c", False),
+    ],
+)
+def test_what_a_consumer_is_handed(pattern: str, subject: str, does: bool) -> None:
+    assert subjects.matches(pattern, subject) is does
