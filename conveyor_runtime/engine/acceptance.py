@@ -83,7 +83,7 @@ class Acceptance:
         """Have the engine act on what was written."""
         if run is None:
             return
-        if record.active is not None and record.active.run_id == run.run_id:
+        if record.is_active(run.run_id):
             self._engine.start(run.run_id)
         if record.queue or record.deleting or run.status.terminal:
             self._engine.settle(record.type, record.name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from conveyor_runtime.engine.steps import step_of
 from conveyor_runtime.models import ENGINE, Claim, Run, RunRecord, RunResource, RunStep, Status, StepState
 from conveyor_runtime.store import View
 
@@ -40,8 +39,7 @@ def _describe_step(
     data: Mapping[str, Any],
     is_dead: Callable[[str], bool],
 ) -> RunStep:
-    planned = step_of(run, step_id)
-    state = run.steps.get(step_id, StepState())
+    planned, state = run.step(step_id), run.state(step_id)
     claim = claims.get((step_id, state.attempt, state.takeover))
     if claim is not None and claim.instance == ENGINE:
         claim = None
@@ -94,7 +92,7 @@ def _status(run: RunRecord, steps: list[RunStep], view: View) -> tuple[Status, s
     if run.status.terminal:
         return run.status, run.reason
     if run.cancel is not None:
-        return Status.CANCELLING, f"cancelled by {run.cancel.who}: {run.cancel.why}".rstrip(": ")
+        return Status.CANCELLING, run.cancel.reason
     resource = view.resource(run.type, run.name)
     active = resource.record.active if resource else None
     if active is None or active.run_id != run.run_id:

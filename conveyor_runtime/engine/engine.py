@@ -11,7 +11,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from conveyor_runtime.bus import Bus, Committer, Delivery, Puller, subjects
-from conveyor_runtime.engine import planner, plans, steps
+from conveyor_runtime.engine import planner, plans
 from conveyor_runtime.engine.dispatcher import Dispatcher
 from conveyor_runtime.engine.foreign import LOOK_PERIOD, ForeignDrivers, ForeignSteps
 from conveyor_runtime.engine.liveness import Liveness
@@ -87,7 +87,7 @@ class Engine:
     def is_active(self, run: RunRecord) -> bool:
         """Whether its resource's turn is this run's."""
         found = self.state.view.resource(run.type, run.name)
-        return found is not None and found.record.active is not None and found.record.active.run_id == run.run_id
+        return found is not None and found.record.is_active(run.run_id)
 
     async def forget_versions(self, record: ResourceRecord) -> None:
         """Remove the earlier versions of a removed resource."""
@@ -192,12 +192,12 @@ class Engine:
         if not self.is_active(run) and not (run.cancel is not None and await self._became_active(run)):
             return await self._end_if_cancelled(run)
         if run.run_id in self._starting:
-            noted = [(step, state) for step, state in steps.open_steps(run) if state.issue > 0]
+            noted = [(step, state) for step, state in run.open_steps() if state.issue > 0]
             run = await self.transitions.dispatch(run, noted)
             self._starting.discard(run.run_id)
         if not moved_on:
             run = await self.transitions.change(run.run_id, self._pinned, start=True) or run
-        for step, state in list(steps.open_steps(run)):
+        for step, state in list(run.open_steps()):
             run = await self._examine(run, step, state)
         self._plan_retries(run)
         return run
@@ -223,7 +223,7 @@ class Engine:
     async def _became_active(self, run: RunRecord) -> bool:
         """Whether the store says that it is this run's turn, where our own view may be a moment behind."""
         found = await self.state.resource(run.type, run.name)
-        return found is not None and found.record.active is not None and found.record.active.run_id == run.run_id
+        return found is not None and found.record.is_active(run.run_id)
 
     async def _end_if_cancelled(self, run: RunRecord) -> RunRecord:
         """A run whose turn has not come, or that has no plan yet, ends at once when it is cancelled."""
@@ -232,7 +232,7 @@ class Engine:
         cancel, now = run.cancel, self.transitions.now()
 
         def change(record: RunRecord) -> RunRecord:
-            return planner.end_unstarted(record, f"cancelled by {cancel.who}: {cancel.why}".rstrip(": "), now)
+            return planner.end_unstarted(record, cancel.reason, now)
 
         return await self.transitions.change(run.run_id, change) or run
 

@@ -162,7 +162,7 @@ class ForeignSteps:
 
 def _over_before_taken(run: RunRecord, step: PlannedStep, state: StepState, now: datetime) -> tuple[Status, str] | None:
     """How a step ends that no driver has taken yet; None if one is still waited for."""
-    if steps.cancel_applies(run, step):
+    if run.cancels(step):
         return Status.CANCELLED, "cancelled before a driver took it"
     left = steps.queue_left(step, state, now)
     return (Status.TIMED_OUT, steps.not_taken(step)) if left is not None and left <= 0 else None

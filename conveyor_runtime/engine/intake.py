@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 import uuid_utils
 
-from conveyor_runtime.engine import planner, plans, steps
+from conveyor_runtime.engine import planner, plans
 from conveyor_runtime.engine.acceptance import Acceptance, owe
 from conveyor_runtime.engine.definitions import Definitions
 from conveyor_runtime.engine.drafts import Draft, DraftChecker, check_names
@@ -132,7 +132,7 @@ class Intake:
         found = await self._state.resource(type_, name)
         while found is not None:
             old = found.record
-            under_way = steps.last_delete(old)
+            under_way = old.last_delete
             if under_way is not None and not (force and await self._asks_drivers(under_way.run_id)):
                 return Deleted(under_way.run_id, found.revision, gone=False)
             plan = () if force else await self._cleaners(old)

@@ -16,7 +16,6 @@ from conveyor_runtime.bus import Bus, StoredMsg, Tail, subjects
 from conveyor_runtime.bus.consumers import list_consumers
 from conveyor_runtime.bus.messages import delete_message
 from conveyor_runtime.bus.streams import MESSAGES, stream_info
-from conveyor_runtime.engine import steps
 from conveyor_runtime.errors import StoreError
 from conveyor_runtime.models.message import H_ATTEMPT, H_RUN, H_STEP, H_TAKEOVER
 from conveyor_runtime.store import State
@@ -88,4 +87,4 @@ async def _is_over(state: State, message: StoredMsg) -> bool:
     except (KeyError, ValueError):
         return False
     found = state.view.run(run_id) or await state.run(run_id)
-    return found is None or not steps.is_open_at(found.record, step, attempt, takeover)
+    return found is None or not found.record.is_open_at(step, attempt, takeover)

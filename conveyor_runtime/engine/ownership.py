@@ -42,7 +42,7 @@ class Ownership:
         self, run: RunRecord, step: PlannedStep, state: StepState, later: Callable[[str, float], None]
     ) -> RunRecord:
         """The run after whatever this step's claim calls for. `later(run_id, seconds)` asks for another look."""
-        cancelled = steps.cancel_applies(run, step)
+        cancelled = run.cancels(step)
         queue_left = steps.queue_left(step, state, self._transitions.now())
         claim = await self._claim(run, step, state, self._ending(run, step, state, queue_left))
         if claim is None:

@@ -59,7 +59,7 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
     """One look at every step in order; the same object if nothing changed."""
     assert run.plan is not None
     for step in run.plan:
-        state = run.steps.get(step.id, steps.UNOPENED)
+        state = run.state(step.id)
         due = state.goes_on_at
         if due is not None and due > now:
             continue
@@ -77,7 +77,7 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
                 return _with_step(run, step.id, _skipped(state, why, now))
             return issue(run, step, _queued(step, state.model_copy(update={"attempt": 1}), now), fleet, now)
         may_leave = due is not None or fleet.can_deliver(step.driver, state.node)
-        if state.issue == 0 and may_leave and not steps.cancel_applies(run, step):
+        if state.issue == 0 and may_leave and not run.cancels(step):
             return issue(run, step, state, fleet, now)
     return run
 
@@ -103,10 +103,10 @@ def issue(run: RunRecord, step: PlannedStep, state: StepState, fleet: Fleet, now
 
 def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: float | None = None) -> RunRecord | None:
     """The run with a result taken in; None if the result matches no open step, attempt and takeover."""
-    if not steps.awaits(run, result):
+    if not run.awaits(result):
         return None
     state = run.steps[result.step]
-    planned = steps.step_of(run, result.step)
+    planned = run.step(result.step)
     if not result.status.terminal:
         # Nothing would ever end a step whose driver says that it goes on.
         said = f"its driver reported {result.status}, which is no end"
@@ -144,8 +144,8 @@ def take_over(
 ) -> RunRecord:
     """The attempt handed to another worker, at once or, after several deaths, later; Error once that has been too
     often. Never one that is cancelled."""
-    state, step = run.steps[step_id], steps.step_of(run, step_id)
-    if steps.cancel_applies(run, step):
+    state, step = run.steps[step_id], run.step(step_id)
+    if run.cancels(step):
         return run
     deaths = state.deaths + (1 if died else 0)
     if (why := too_often(state, died=died)) is not None:
@@ -176,8 +176,8 @@ def too_often(state: StepState, *, died: bool) -> str | None:
 
 def reissue(run: RunRecord, step_id: str, fleet: Fleet, now: datetime) -> RunRecord:
     """The dispatch published once more, because its message is gone. Never one that is cancelled."""
-    step = steps.step_of(run, step_id)
-    return run if steps.cancel_applies(run, step) else issue(run, step, run.steps[step_id], fleet, now)
+    step = run.step(step_id)
+    return run if run.cancels(step) else issue(run, step, run.steps[step_id], fleet, now)
 
 
 def end_step(
@@ -230,7 +230,7 @@ def _follow_cancel(run: RunRecord, now: datetime) -> RunRecord:
     """A cancelled run's steps that wait for their next attempt end at once."""
     for step in run.plan or ():
         state = run.steps.get(step.id)
-        if state and state.status is Status.AWAITING_RETRY and steps.cancel_applies(run, step):
+        if state and state.status is Status.AWAITING_RETRY and run.cancels(step):
             update = {"status": Status.CANCELLED, "due": None, "finished_at": now}
             run = _with_step(run, step.id, state.model_copy(update=update))
     return run
@@ -245,7 +245,7 @@ def _finish(run: RunRecord, now: datetime) -> RunRecord:
     status, reason = steps.verdict(plan, states, is_finally=False)
     stopped_short = any(not step.finally_ and states[step.id].status is not Status.SUCCEEDED for step in plan)
     if run.cancel is not None and stopped_short and status in (Status.SUCCEEDED, Status.CANCELLED):
-        status, reason = Status.CANCELLED, f"cancelled by {run.cancel.who}: {run.cancel.why}".rstrip(": ")
+        status, reason = Status.CANCELLED, run.cancel.reason
     if status is Status.SUCCEEDED:
         status, reason = steps.verdict(plan, states, is_finally=True)
     return run.model_copy(update={"status": status, "reason": reason, "finished_at": now})

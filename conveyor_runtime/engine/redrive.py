@@ -56,7 +56,7 @@ class Redrive:
         run = await self._transitions.change(
             about.run_id, lambda record: reopen(record, about.step, about.attempt, now)
         )
-        if run is None or run.steps.get(about.step, steps.UNOPENED).attempt <= about.attempt:
+        if run is None or run.state(about.step).attempt <= about.attempt:
             raise Conflict(f"run {about.run_id} is still ending; redrive it once it has ended")
         self._engine.look(about.run_id)
         return Redriven(id=about.id, action="reopened", run_id=about.run_id)

@@ -15,7 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from conveyor_runtime.bus import Bus, Delivery
-from conveyor_runtime.engine import planner, steps
+from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import BusUnavailable, RevisionConflict
 from conveyor_runtime.models import MAX_DATA, PipelineEvent, RunRecord, Status, StepResult, is_name
@@ -74,11 +74,11 @@ async def fold(transitions: Transitions, bus: Bus, run: RunRecord, deliveries: S
     Raises only what may pass: BusUnavailable, RevisionConflict, or that a dead letter cannot be kept now.
     """
     read = [(delivery, await _read(delivery, run, transitions, bus)) for delivery in deliveries]
-    if any(result is not None and not steps.awaits(run, result) for _, result in read):
+    if any(result is not None and not run.awaits(result) for _, result in read):
         # Another engine may have opened its step a moment ago, so only the store can say that it is of no use.
         newest = await transitions.state.newest_run(run.run_id)
         run = newest.record if newest is not None else run
-    results = [(delivery, result) for delivery, result in read if result is not None and steps.awaits(run, result)]
+    results = [(delivery, result) for delivery, result in read if result is not None and run.awaits(result)]
     if not results:
         return run
     try:
@@ -177,7 +177,7 @@ def _read_foreign(delivery: Delivery, run: RunRecord, transitions: Transitions) 
     try:
         event = PipelineEvent.model_validate_json(delivery.data)
         step_id, attempt = event.resource.metadata[META_STEP], int(event.resource.metadata[META_ATTEMPT])
-        planned = steps.step_of(run, step_id)
+        planned = run.step(step_id)
     except (ValueError, KeyError):
         return None
     record = transitions.state.view.driver(planned.driver)

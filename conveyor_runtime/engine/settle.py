@@ -49,7 +49,7 @@ def run_puts(run: RunRecord) -> list[Put]:
 def superseded(record: ResourceRecord, keep_all: bool) -> Iterator[tuple[Entry, str]]:
     """Entries that must end unrun, with the reason."""
     if record.deleting:
-        last = steps.last_delete(record)
+        last = record.last_delete
         for entry in record.queue:
             if entry != last:
                 yield entry, f"superseded by {last.run_id if last else 'the delete'}"
@@ -146,7 +146,7 @@ class Settler:
         keep_all = definition is not None and definition.record.queue == "all"
         for entry, reason in superseded(record, keep_all):
             await self._transitions.change(entry.run_id, partial(planner.end_unstarted, reason=reason, now=now))
-        if record.deleting and record.active and record.active != steps.last_delete(record):
+        if record.deleting and record.active and record.active != record.last_delete:
             why = "by force" if record.active.event == "delete" else "the resource is being deleted"
             run = await self._transitions.change(
                 record.active.run_id, lambda run: planner.cancel(run, "delete", why, now)

@@ -7,12 +7,10 @@ from datetime import datetime
 
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import (
-    Entry,
     PlannedStep,
     ResourceRecord,
     RunRecord,
     Status,
-    StepResult,
     StepState,
     short,
 )
@@ -20,61 +18,17 @@ from conveyor_runtime.models import (
 #: Steps with an attempt under way, in the order of the plan.
 OpenSteps = Iterable[tuple[PlannedStep, StepState]]
 
-#: A step of which the record says nothing yet. One for all: making one costs more than most of what is asked of it.
-UNOPENED = StepState()
-
 #: How a step ends that did not go well.
 BAD = (Status.TIMED_OUT, Status.ERROR, Status.FAILED, Status.CANCELLED)
 
 
-def awaits(run: RunRecord, result: StepResult) -> bool:
-    """Whether this result belongs to an open step of the run, at its present attempt and takeover."""
-    return result.run_id == run.run_id and is_open_at(run, result.step, result.attempt, result.takeover)
-
-
-def is_open_at(run: RunRecord, step_id: str, attempt: int, takeover: int) -> bool:
-    """Whether the step is open at just this attempt and takeover."""
-    state = run.steps.get(step_id)
-    if run.status.terminal or state is None or not state.open:
-        return False
-    return (state.attempt, state.takeover) == (attempt, takeover)
-
-
-def step_of(run: RunRecord, step_id: str) -> PlannedStep:
-    """The planned step of that id; KeyError if there is none."""
-    for step in run.plan or ():
-        if step.id == step_id:
-            return step
-    raise KeyError(step_id)
-
-
-def open_steps(run: RunRecord) -> Iterator[tuple[PlannedStep, StepState]]:
-    """Steps with an attempt under way."""
-    for step in run.plan or ():
-        state = run.steps.get(step.id)
-        if state is not None and state.open:
-            yield step, state
-
-
 def newly_issued(before: RunRecord | None, after: RunRecord) -> Iterator[tuple[PlannedStep, StepState]]:
     """Steps whose dispatch `after` names and `before` did not."""
-    for step, state in open_steps(after):
+    for step, state in after.open_steps():
         old = before.steps.get(step.id) if before is not None else None
         old_numbers = (old.attempt, old.takeover, old.issue) if old is not None else (0, 0, 0)
         if state.issue > 0 and (state.attempt, state.takeover, state.issue) != old_numbers:
             yield step, state
-
-
-def cancel_applies(run: RunRecord, step: PlannedStep) -> bool:
-    """Whether the run's cancel speaks of this step: it never does of `finally` steps."""
-    return run.cancel is not None and not step.finally_
-
-
-def last_delete(record: ResourceRecord) -> Entry | None:
-    """The delete that all else the resource owes makes way for. One asked for by force comes after one under way, and
-    counts before one that waits for its time."""
-    deletes = [entry for entry in reversed(record.entries) if entry.event == "delete"]
-    return max(deletes, key=lambda entry: entry.due is None, default=None)
 
 
 def queue_left(step: PlannedStep, state: StepState, now: datetime) -> float | None:
@@ -91,14 +45,14 @@ def not_taken(step: PlannedStep) -> str:
 
 def delete_succeeded(record: ResourceRecord, run: RunRecord) -> bool:
     """Whether this ended run was the delete that may remove the record."""
-    last = last_delete(record)
+    last = record.last_delete
     counts = record.deleting and last is not None and last.run_id == run.run_id
     return counts and run.status is Status.SUCCEEDED and run.requeue_after is None
 
 
 def needs_ended(run: RunRecord, step: PlannedStep) -> bool:
     needs = (other.id for other in run.plan or () if not other.finally_) if step.finally_ else step.needs
-    return all(run.steps.get(need, UNOPENED).status.terminal for need in needs)
+    return all(run.state(need).status.terminal for need in needs)
 
 
 def reason_to_skip(run: RunRecord, step: PlannedStep) -> str | None:
@@ -115,7 +69,7 @@ def has_nothing_to_clean(run: RunRecord, step: PlannedStep, fleet: Fleet) -> boo
     had one: there is nothing that it could be waited for."""
     if not step.finally_ or fleet.knows(step.driver) or not needs_ended(run, step):
         return False
-    before = [run.steps.get(other.id, UNOPENED) for other in run.plan or () if not other.finally_]
+    before = [run.state(other.id) for other in run.plan or () if not other.finally_]
     return bool(before) and not any(_was_claimed(state) for state in before)
 
 
@@ -134,7 +88,7 @@ def ancestors(run: RunRecord, step: PlannedStep) -> Iterator[str]:
         if need not in seen:
             seen.add(need)
             yield need
-            queue.extend(step_of(run, need).needs)
+            queue.extend(run.step(need).needs)
 
 
 def nodes_to_meet(run: RunRecord, step: PlannedStep, fleet: Fleet) -> set[str]:
@@ -148,7 +102,7 @@ def nodes_to_meet(run: RunRecord, step: PlannedStep, fleet: Fleet) -> set[str]:
     nodes: set[str] = set()
     frontier = list(step.needs)
     while frontier:
-        need = step_of(run, frontier.pop(0))
+        need = run.step(frontier.pop(0))
         state = run.steps.get(need.id)
         if state and state.claimed_node and fleet.is_sandbox(need.driver):
             nodes.add(state.claimed_node)

@@ -17,7 +17,7 @@ from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.consumers import consumer_info
 from conveyor_runtime.bus.messages import next_by_subject
 from conveyor_runtime.bus.streams import MESSAGES
-from conveyor_runtime.engine import intray, outtray, planner, steps
+from conveyor_runtime.engine import intray, outtray, planner
 from conveyor_runtime.engine.dispatcher import dispatch_id, dispatch_subject
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.purge import Purge
@@ -140,15 +140,9 @@ class Sweep:
 
     async def _issue_again(self, run: RunRecord, waiting: dict[str, _Waiting]) -> None:
         """Publish once more each dispatch that nobody claimed and whose message no longer waits."""
-        for step, state in list(steps.open_steps(run)):
+        for step, state in list(run.open_steps()):
             driver = self._state.view.driver(step.driver)
-            if (
-                driver is None
-                or driver.foreign
-                or state.issue == 0
-                or state.issued_at is None
-                or steps.cancel_applies(run, step)
-            ):
+            if driver is None or driver.foreign or state.issue == 0 or state.issued_at is None or run.cancels(step):
                 continue
             if self._state.view.claim(run.run_id, step.id, state.attempt, state.takeover) is not None:
                 continue

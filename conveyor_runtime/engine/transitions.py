@@ -67,7 +67,7 @@ class Transitions:
         the run afterwards."""
 
         def guarded(record: RunRecord) -> RunRecord:
-            return change(record) if steps.is_open_at(record, step.id, state.attempt, state.takeover) else record
+            return change(record) if record.is_open_at(step.id, state.attempt, state.takeover) else record
 
         return await self.change(run.run_id, guarded) or run
 

@@ -13,29 +13,13 @@ from conveyor_runtime.models.base import (
     parse_duration,
     utc_now,
 )
+from conveyor_runtime.models.fleet import LEASE_SILENCE, DriverRecord, Instance, Meta, NodeUse, RateState, Use
 from conveyor_runtime.models.log import LogLine
 from conveyor_runtime.models.message import DriverMessage, DriverResultEvent, PipelineEvent
 from conveyor_runtime.models.pipeline import PipelineSpec, Step
-from conveyor_runtime.models.resource import Resource, ResourceDefinition
+from conveyor_runtime.models.resource import Entry, Resource, ResourceDefinition, ResourceRecord
 from conveyor_runtime.models.result import LONGEST_REQUEUE, MAX_DATA, DriverResult, Status, StepResult, short
-from conveyor_runtime.models.run import (
-    ENGINE,
-    LEASE_SILENCE,
-    Cancel,
-    Claim,
-    DriverRecord,
-    Entry,
-    Instance,
-    Meta,
-    NodeUse,
-    PlannedStep,
-    RateState,
-    ResourceRecord,
-    RunRecord,
-    StepState,
-    Use,
-    run_made_at,
-)
+from conveyor_runtime.models.run import ENGINE, Cancel, Claim, PlannedStep, RunRecord, StepState, run_made_at
 from conveyor_runtime.models.view import Run, RunResource, RunStep
 
 __all__ = [

@@ -1,7 +1,8 @@
-"""Resources and their definitions, as clients and drivers see them on the wire."""
+"""Resources and their definitions: as clients and drivers see them on the wire, and as the state bucket keeps them."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Generic
 
 from pydantic import Field, field_validator
@@ -51,3 +52,69 @@ class ResourceDefinition(Model):
     schema_: Any = Field(default=None, alias="schema")
     pipeline: str | None = None
     queue: str = Field(default="supersede", pattern="^(supersede|all)$")
+
+
+class Entry(Model):
+    """One run a resource owes: in `active` or in `queue` until the run is terminal."""
+
+    run_id: str
+    event: str
+    generation: int
+    due: datetime | None = None
+
+
+class ResourceRecord(Model):
+    """`resource.<type>.<name>`: desired state and the runs it owes.
+
+    `generation` counts changes of spec or pipeline, `revision` any change (Conveyor's `metadata.version`).
+    `observed_generation` is the newest that a run succeeded with, `ended_generation` the newest that a run ended of,
+    however it ended.
+    """
+
+    id: str
+    type: str
+    name: str
+    pipeline: str | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    spec: Any = None
+    generation: int = 1
+    revision: int = 1
+    observed_generation: int = 0
+    ended_generation: int = 0
+    created_at: datetime
+    updated_at: datetime
+    active: Entry | None = None
+    queue: tuple[Entry, ...] = ()
+    deleting: bool = False
+    last_run: str | None = None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every run still owed, the active one first."""
+        return ((self.active,) if self.active else ()) + self.queue
+
+    @property
+    def last_delete(self) -> Entry | None:
+        """The delete that all else it owes makes way for. One asked for by force comes after one under way, and counts
+        before one that waits for its time."""
+        deletes = [entry for entry in reversed(self.entries) if entry.event == "delete"]
+        return max(deletes, key=lambda entry: entry.due is None, default=None)
+
+    def is_active(self, run_id: str) -> bool:
+        """Whether its turn is this run's."""
+        return self.active is not None and self.active.run_id == run_id
+
+    def names(self, run_id: str) -> bool:
+        """Whether this run is owed, or the last that was."""
+        return self.last_run == run_id or any(entry.run_id == run_id for entry in self.entries)
+
+    def as_resource(self) -> Resource:
+        """The resource as clients and drivers see it."""
+        return Resource(
+            id=self.id,
+            name=self.name,
+            pipeline=self.pipeline,
+            resource=self.type,
+            metadata={**self.metadata, "version": str(self.revision)},
+            spec=self.spec,
+        )

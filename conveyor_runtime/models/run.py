@@ -1,8 +1,9 @@
-"""The records the runtime keeps in its state bucket, one model per kind of key."""
+"""Runs as the state bucket keeps them, and the claims of those who work on them."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from conveyor_runtime.models.base import Model
 from conveyor_runtime.models.resource import Resource
-from conveyor_runtime.models.result import Status
+from conveyor_runtime.models.result import Status, StepResult
 
 #: A claim held by the engine itself, so that no worker can start the attempt any more.
 ENGINE = "engine"
@@ -23,61 +24,6 @@ def run_made_at(run_id: str) -> datetime | None:
     except ValueError:
         return None
     return datetime.fromtimestamp((made.int >> 80) / 1000, UTC) if made.version == 7 else None
-
-
-class Entry(Model):
-    """One run a resource owes: in `active` or in `queue` until the run is terminal."""
-
-    run_id: str
-    event: str
-    generation: int
-    due: datetime | None = None
-
-
-class ResourceRecord(Model):
-    """`resource.<type>.<name>`: desired state and the runs it owes.
-
-    `generation` counts changes of spec or pipeline, `revision` any change (Conveyor's `metadata.version`).
-    `observed_generation` is the newest that a run succeeded with, `ended_generation` the newest that a run ended of,
-    however it ended.
-    """
-
-    id: str
-    type: str
-    name: str
-    pipeline: str | None = None
-    metadata: dict[str, str] = Field(default_factory=dict)
-    spec: Any = None
-    generation: int = 1
-    revision: int = 1
-    observed_generation: int = 0
-    ended_generation: int = 0
-    created_at: datetime
-    updated_at: datetime
-    active: Entry | None = None
-    queue: tuple[Entry, ...] = ()
-    deleting: bool = False
-    last_run: str | None = None
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        """Every run still owed, the active one first."""
-        return ((self.active,) if self.active else ()) + self.queue
-
-    def names(self, run_id: str) -> bool:
-        """Whether this run is owed, or the last that was."""
-        return self.last_run == run_id or any(entry.run_id == run_id for entry in self.entries)
-
-    def as_resource(self) -> Resource:
-        """The resource as clients and drivers see it."""
-        return Resource(
-            id=self.id,
-            name=self.name,
-            pipeline=self.pipeline,
-            resource=self.type,
-            metadata={**self.metadata, "version": str(self.revision)},
-            spec=self.spec,
-        )
 
 
 class PlannedStep(Model):
@@ -139,12 +85,21 @@ class StepState(Model):
         return self.status.terminal and self.instance is not None
 
 
+#: A step of which the record says nothing yet. One for all: making one costs more than most of what is asked of it.
+_UNOPENED = StepState()
+
+
 class Cancel(Model):
     """Who asked for the end of a run, and why."""
 
     who: str
     why: str
     at: datetime
+
+    @property
+    def reason(self) -> str:
+        """What is said of a run that ended, or is ending, by it."""
+        return f"cancelled by {self.who}: {self.why}".rstrip(": ")
 
 
 class RunRecord(Model):
@@ -171,6 +126,37 @@ class RunRecord(Model):
     created_at: datetime
     finished_at: datetime | None = None
 
+    def step(self, step_id: str) -> PlannedStep:
+        """The planned step of that id. Raises KeyError."""
+        for step in self.plan or ():
+            if step.id == step_id:
+                return step
+        raise KeyError(step_id)
+
+    def state(self, step_id: str) -> StepState:
+        """Where that step stands, opened or not."""
+        return self.steps.get(step_id, _UNOPENED)
+
+    def open_steps(self) -> Iterator[tuple[PlannedStep, StepState]]:
+        """Steps with an attempt under way, in the order of the plan."""
+        for step in self.plan or ():
+            state = self.steps.get(step.id)
+            if state is not None and state.open:
+                yield step, state
+
+    def is_open_at(self, step_id: str, attempt: int, takeover: int) -> bool:
+        """Whether the step is open at just this attempt and takeover."""
+        state = self.state(step_id)
+        return not self.status.terminal and state.open and (state.attempt, state.takeover) == (attempt, takeover)
+
+    def awaits(self, result: StepResult) -> bool:
+        """Whether this result belongs to an open step of the run, at its present attempt and takeover."""
+        return result.run_id == self.run_id and self.is_open_at(result.step, result.attempt, result.takeover)
+
+    def cancels(self, step: PlannedStep) -> bool:
+        """Whether the run's cancel speaks of this step: it never does of `finally` steps."""
+        return self.cancel is not None and not step.finally_
+
 
 class Claim(Model):
     """`claim.<run>.<step>.<attempt>.<takeover>`: who works on it.
@@ -185,85 +171,3 @@ class Claim(Model):
     given_up: bool = False
     timed_out: bool = False
     why: str = ""
-
-
-#: Seconds a lease may stay unchanged before its process counts as dead.
-LEASE_SILENCE = 45.0
-
-
-class Use(Model):
-    """What a run holds of a node, or a node has: thousandths of a CPU, bytes."""
-
-    cpu_milli: int = 0
-    memory_bytes: int = 0
-
-
-class NodeUse(Model):
-    """`node.<node>`: what the runs that are on a node hold of it, by run id; ended ones may be among them."""
-
-    runs: dict[str, Use] = Field(default_factory=dict)
-
-
-class Instance(Model):
-    """`instance.<id>`: the lease of one driver process, rewritten every 5 s. `has` is what its machine has."""
-
-    id: str
-    driver: str
-    nodes: tuple[str, ...] = ()
-    host: str = ""
-    boot_id: str = ""
-    pid_namespace: str = ""
-    pid: int = 0
-    start_time: int = 0
-    slots: int = 1
-    has: Use = Use()
-    started_at: datetime
-    renewed_at: datetime
-    ended: bool = False
-    gone: str = ""
-
-
-class DriverRecord(Model):
-    """`driver.<name>`: what a driver serves. `nodes` are those that have ever had an instance of a sandbox driver.
-
-    `resync_period` is how many seconds its resources may go unseen; None = for ever. `max_concurrent` is how many runs
-    all its processes together work on at once; None = as many as they have slots. `rate_limit` says how often one may
-    begin, `uses` whether a run waits for room on its node.
-    """
-
-    name: str
-    types: tuple[str, ...]
-    events: tuple[str, ...] = ("create", "update")
-    sdk: str = "conveyor-runtime"
-    sandbox: bool = False
-    direct: bool = True
-    nodes: tuple[str, ...] = ()
-    resync_period: float | None = None
-    max_concurrent: int | None = None
-    rate_limit: str = ""
-    uses: bool = False
-
-    @property
-    def foreign(self) -> bool:
-        """Whether it is built on Conveyor's own SDK: it acks before it works and sends no heartbeat."""
-        return self.sdk == "foreign"
-
-    def takes(self, type_: str, event: str) -> bool:
-        """Whether it asked for `event` of resources of this type."""
-        return type_ in self.types and ("*" in self.events or event in self.events)
-
-
-class RateState(Model):
-    """`rate.<driver>`: when the token bucket of its rate limit would be full again."""
-
-    full_at: datetime
-
-
-class Meta(Model):
-    """`meta.epoch`: who this installation is; the epoch changes when the store is restored from a backup."""
-
-    installation: str
-    epoch: str
-    created_at: datetime
-    backup_at: datetime | None = None
-    """When the backup was taken that this store was restored from: of what came later it knows nothing."""

@@ -113,7 +113,6 @@ async def cluster(bus: Bus, nats_server: Any) -> Any:
 
 async def test_what_we_dispatch_has_their_fields_and_types(cluster: Cluster) -> None:
     [first, second, *_] = captured("drivers.")
-    from conveyor_runtime.engine import steps
     from tests.integration.engine.test_runs import recorder
 
     await cluster.define("thing")
@@ -125,7 +124,7 @@ async def test_what_we_dispatch_has_their_fields_and_types(cluster: Cluster) -> 
     found = await cluster.state.run(run_id)
     assert found is not None
     dispatcher = cluster.engine.transitions.dispatcher
-    [opened] = list(steps.open_steps(found.record))
+    [opened] = list(found.record.open_steps())
     ours = orjson.loads((await dispatcher._message(found.record, *opened)).data)
     assert_like(ours, first)
     payload, theirs = orjson.loads(ours["payload"]), orjson.loads(first["payload"])
@@ -137,7 +136,7 @@ async def test_what_we_dispatch_has_their_fields_and_types(cluster: Cluster) -> 
 
     done = found.record.steps["a"].model_copy(update={"status": Status.SUCCEEDED, "instance": "i", "data": {"n": 1}})
     run = found.record.model_copy(update={"steps": {"a": done, "b": found.record.steps["a"]}})
-    later = orjson.loads((await dispatcher._message(run, steps.step_of(run, "b"), run.steps["b"])).data)
+    later = orjson.loads((await dispatcher._message(run, run.step("b"), run.steps["b"])).data)
     theirs = orjson.loads(second["payload"])["metadata"]["driverresults.git-cloner"]
     assert_like(orjson.loads(orjson.loads(later["payload"])["metadata"]["driverresults.a"]), orjson.loads(theirs))
     assert later["event"] == "create", "the run's own event, in every step"

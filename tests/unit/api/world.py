@@ -12,7 +12,7 @@ import orjson
 
 from conveyor_runtime.api import Services, create_app
 from conveyor_runtime.bus import Bus, Committer, Message, Puller, Receipt
-from conveyor_runtime.engine import Engine, Intake, planner, steps
+from conveyor_runtime.engine import Engine, Intake, planner
 from conveyor_runtime.models import Claim, DriverRecord, Instance, LogLine, RunRecord, Status, StepResult, utc_now
 from conveyor_runtime.store import LogStore, MemoryStore, Put, State, View, keys
 from conveyor_runtime.store.logs import LogEntry
@@ -169,7 +169,7 @@ class World:
         while True:
             found = await self.state.run(run_id)
             assert found is not None
-            opened = list(steps.open_steps(found.record))
+            opened = list(found.record.open_steps())
             if not opened:
                 await self.settle()
                 return found.record

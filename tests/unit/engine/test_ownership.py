@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conveyor_runtime.engine import planner, steps
+from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.nodes import NODE_GONE
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import ENGINE, Claim, DriverRecord, PlannedStep, RunRecord, Status, StepState
@@ -41,7 +41,7 @@ async def examine(
         await watcher.put(keys.run("r"), planner.cancel(run, "me", "enough", NOW) if cancel else run)
         known = watcher.view.run("r")
     assert known is not None
-    [(step, opened)] = list(steps.open_steps(known.record))
+    [(step, opened)] = list(known.record.open_steps())
     return await watcher.ownership.examine(known.record, step, opened, lambda run_id, wait: watcher.looks.append(wait))
 
 
@@ -209,7 +209,7 @@ async def test_a_cancel_written_meanwhile_stops_a_takeover(watcher: Watcher) -> 
     run = await examine(watcher)
     watcher.results = {"taken_in": 1, "last": 1}
     await watcher.put(keys.run("r"), planner.cancel(run, "me", "enough", NOW))
-    [(step, state)] = list(steps.open_steps(run))
+    [(step, state)] = list(run.open_steps())
     after = await watcher.ownership.examine(run, step, state, lambda run_id, wait: None)
     assert after.steps["s"].takeover == 0 and watcher.issued == []
     assert (await examine(watcher)).status is Status.CANCELLED

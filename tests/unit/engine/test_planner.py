@@ -416,7 +416,7 @@ def test_a_direct_run_has_one_parallel_step_per_driver_that_takes_the_event() ->
     assert [(it.id, it.needs) for it in plans.plan_direct("thing", "create", at)] == [("a", ()), ("b", ())]
     assert [it.id for it in plans.plan_direct("thing", "delete", at)] == ["a", "goner"]
     run = planner.advance(run_of(plans.plan_direct("thing", "create", at)), at, NOW)
-    assert {step.id for step, _ in steps.open_steps(run)} == {"a", "b"}
+    assert {step.id for step, _ in run.open_steps()} == {"a", "b"}
 
 
 def test_a_delete_goes_backwards_through_who_asked_for_it_each_once() -> None:
@@ -485,7 +485,7 @@ def act(run: RunRecord, action: str, number: int, status: Status, flag: bool, at
     """One thing that may happen to a run."""
     if action == "cancel":
         return planner.cancel(run, "me", "why", now)
-    opened = list(steps.open_steps(run))
+    opened = list(run.open_steps())
     if not opened:
         return run
     step, _ = opened[number % len(opened)]
@@ -533,7 +533,7 @@ def test_whatever_happens_a_run_ends_once_and_whole(
     for _ in range(len(plan) * planner.MAX_ATTEMPTS * 2 + 1):
         now += timedelta(minutes=5)
         run = planner.advance(run, everybody, now)
-        for step, _ in list(steps.open_steps(run)):
+        for step, _ in list(run.open_steps()):
             run = planner.apply_result(run, result(run, step.id), now) or run
     run = planner.advance(run, everybody, now)
     assert run.status.terminal
