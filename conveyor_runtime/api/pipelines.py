@@ -67,5 +67,5 @@ async def update(name: ObjectName, document: Document, services: ServicesDep, re
 
 @router.delete("/pipelines/{name}", status_code=204, response_class=Response, responses={202: {"model": Deleting}})
 async def delete(name: ObjectName, services: ServicesDep, force: Force = False) -> Response:
-    """Delete a pipeline: 204 when it is gone, 202 while a driver that listens to pipelines cleans up; 409 while it is used."""
+    """Delete a pipeline: 204 when it is gone, 202 while drivers that listen to pipelines clean up; 409 when used."""
     return await remove(services, PIPELINE, name, force)

@@ -80,8 +80,8 @@ class EmbeddedServer:
     async def start(self) -> None:
         """Start the server and wait until it serves.
 
-        Raises ConfigError when the port is taken or no usable nats-server is installed, BusError when the data
-        directory is in use or the server does not come up.
+        Raises ConfigError when the port or the data directory is taken or no usable nats-server is installed, BusError
+        when the server does not come up.
         """
         if self._keeper is not None:
             return

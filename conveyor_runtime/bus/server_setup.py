@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from conveyor_runtime.bus.streams import MINIMUM
-from conveyor_runtime.errors import BusError, ConfigError
+from conveyor_runtime.errors import ConfigError
 
 __all__ = [
     "check_sync_text",
@@ -135,18 +135,24 @@ async def lock_data_dir(data_dir: Path, patience: float = 5.0) -> int:
     """Take the directory for one server and return the lock's descriptor; close it to give the lock back.
 
     The server inherits it, so the lock lasts as long as either process: an orphan that is still on its way out
-    keeps the next one from opening the same files. BusError after `patience` seconds.
+    keeps the next one from opening the same files. ConfigError after `patience` seconds.
     """
     descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     give_up = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             return descriptor
         except OSError:
             if time.monotonic() >= give_up:
+                holder = os.pread(descriptor, 20, 0).decode(errors="replace")
                 os.close(descriptor)
-                raise BusError(
-                    f"{data_dir} is in use by another nats-server; stop that one or choose another data directory"
+                # Whoever looks for it wants its addresses, which `up` and `serve` keep beside this folder.
+                told = data_dir.parent / "ready.json"
+                where = f" ({told} has its addresses)" if told.exists() else ""
+                raise ConfigError(
+                    f"{data_dir} is in use by process {holder}{where}; stop that one or choose another data directory"
                 ) from None
         await asyncio.sleep(0.05)

@@ -28,7 +28,8 @@ class ExitCode(IntEnum):
 
 
 EXIT_CODES = (
-    "Exit codes: 0 success; 1 failed (a run did, or the server refused); 2 usage (wrong options, an invalid document);"
+    "Exit codes: 0 success; 1 failed (a run did, or the server refused); 2 usage (wrong options, an invalid document,"
+    " a port or data directory that is taken);"
     " 3 the run was cancelled; 4 it timed out; 5 the server cannot be reached; 130 interrupted."
 )
 

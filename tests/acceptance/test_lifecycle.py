@@ -88,7 +88,9 @@ def test_a_backend_that_does_not_answer(own_world: World) -> None:
     absent = f"unix://{own_world.folder}/nothing.sock"
     done = own_world.run("up", "--backend", "docker", "--api-port", "0", DOCKER_HOST=absent)
     assert done.returncode == 5
-    assert done.stderr.startswith("error: --backend docker: docker does not answer")
+    mend = "start its daemon, or use --backend auto"
+    said = f"error: --backend docker: docker does not answer at {absent}: No such file or directory: {mend}\n"
+    assert done.stderr == said
     assert not own_world.left()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,22 @@ def translate(error: Exception) -> ConveyorError:
         if error.status_code == 409:
             return Conflicting(_text(error))
         return BackendError(f"docker: {_text(error)}")
-    return BackendUnavailable(f"docker does not answer: {error}")
+    return BackendUnavailable(_no_answer(error))
+
+
+def _no_answer(error: Exception) -> str:
+    """Why there is none, without the wrapping of the libraries in between, which is no sentence."""
+    inner: BaseException = error
+    seen = {id(inner)}
+    while True:
+        around = (*inner.args, getattr(inner, "reason", None), inner.__cause__, inner.__context__)
+        found = next((it for it in around if isinstance(it, BaseException) and id(it) not in seen), None)
+        if found is None:
+            break
+        inner = found
+        seen.add(id(inner))
+    why = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
+    return f"docker does not answer at {os.environ.get('DOCKER_HOST') or 'its default socket'}: {why}"
 
 
 class Engine:
@@ -76,7 +92,7 @@ class Engine:
         try:
             api, info = await asyncio.to_thread(_connect)
         except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
-            raise BackendUnavailable(f"docker does not answer: {error}") from error
+            raise BackendUnavailable(_no_answer(error)) from error
         return cls(api, node_name(info), limits_disk=_limits_disk(info))
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

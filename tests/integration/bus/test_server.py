@@ -114,7 +114,7 @@ async def test_a_free_port_is_taken_again_unless_another_has_it(start_server: St
 
 async def test_a_data_directory_serves_one_server(start_server: StartServer, tmp_path: Path) -> None:
     await start_server(data_dir=tmp_path / "d")
-    with pytest.raises(BusError, match="in use by another"):
+    with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}; stop that one"):
         await start_server(data_dir=tmp_path / "d")
 
 
