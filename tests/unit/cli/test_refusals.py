@@ -16,7 +16,7 @@ from conveyor_runtime.cli.app import app
 from conveyor_runtime.cli.documents import read_documents
 from conveyor_runtime.cli.errors import CliError, ExitCode
 from conveyor_runtime.cli.noun import unknown_type
-from conveyor_runtime.cli.resources import apply_document
+from conveyor_runtime.cli.resources import ORDER, apply_document
 from conveyor_runtime.client import Client
 from tests.unit.api.world import World
 
@@ -49,6 +49,17 @@ async def test_a_timeout_that_is_none(client: Client, tmp_path: Path) -> None:
     text = "resource: ci-build\nname: a\nspec:\n  repository: x\n  timeout: soon\n"
     [line] = (await _refusal(client, tmp_path, text)).lines
     assert line.endswith("'soon' is no timeout; give a duration such as 90s, 5m or a number of seconds")
+
+
+async def test_the_samples_need_nothing_else(client: Client) -> None:
+    await client.apply_pipeline(pipelines.pipeline("ci-build"))
+    await client.apply_definition(pipelines.definition("ci-build"))
+    for path in Path(pipelines.__file__).with_name("samples").iterdir():
+        *others, resource = sorted(read_documents(str(path)), key=lambda it: ORDER[it.kind])
+        for document in others:
+            await apply_document(client, document)
+        applied = await apply_document(client, resource)
+        assert [step.id for step in (await client.get_run(applied["run"])).steps] == ["start", "clone", "build", "stop"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 import pipelines
+from conveyor_runtime.cli.documents import read_documents
 from conveyor_runtime.models import PipelineSpec, Resource
 from conveyor_runtime.orchestra import Limits
 from drivers.spec import BuildSpec, backend_of, parse_cpu, parse_env, parse_memory
@@ -130,8 +131,8 @@ def test_shipped_data_fits_together() -> None:
         assert [step.driver for step in found.finally_] == ["container-stop"]
     assert pipelines.definition("ci-build")["pipeline"] in pipelines.pipelines()
     for path in Path(pipelines.__file__).with_name("samples").iterdir():
-        sample = pipelines.load("samples", path.name)
-        BuildSpec.model_validate({**pipelines.defaults()[sample["resource"]], **sample["spec"]})
+        *_, sample = read_documents(str(path))
+        BuildSpec.model_validate({**pipelines.defaults()[sample.value["resource"]], **sample.value["spec"]})
     for defaults in pipelines.defaults().values():
         assert BuildSpec.model_validate({**R, **defaults}).limits.as_limits() == Limits()
     with pytest.raises(FileNotFoundError, match="ci-build"):
