@@ -48,6 +48,7 @@ class Link:
         self._listeners: list[Callable[[bool], None]] = []
         self._up = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
+        self._lost_at: float | None = None
         self.connected_since: float | None = None
         """`time.monotonic()` of the start of the current connection."""
         self.closed = asyncio.Event()
@@ -160,6 +161,9 @@ class Link:
     async def _on_connected(self) -> None:
         self._backoff.reset()
         self.connected_since = time.monotonic()
+        if self._lost_at is not None:
+            log.info("bus: connected again after %.1f s", self.connected_since - self._lost_at)
+            self._lost_at = None
         self._up.set()
         self._tell(True)
 
@@ -167,6 +171,7 @@ class Link:
         if self.connected_since is None:
             return
         self.connected_since = None
+        self._lost_at = time.monotonic()
         self._up.clear()
         self._lost()
         self._tell(False)

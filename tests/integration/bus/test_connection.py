@@ -107,7 +107,8 @@ async def test_a_connect_that_is_cancelled_ends_whenever_that_comes(nats_server:
     assert survived == 0
 
 
-async def test_an_outage_is_told_and_healed(start_server: StartServer) -> None:
+async def test_an_outage_is_told_and_healed(start_server: StartServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "conveyor_runtime.bus")
     server = await start_server()
     bus = await Bus.connect(server.url, name="test")
     await ensure_streams(bus)
@@ -136,6 +137,7 @@ async def test_an_outage_is_told_and_healed(start_server: StartServer) -> None:
         await bus.request("mute")
     await asyncio.wait_for(back.wait(), 5)
     assert heard == states == [False, True]
+    assert caplog.text.count("bus: connected again after ") == 1
     assert since is not None
     assert bus.connected_since is not None
     assert bus.connected_since > since
