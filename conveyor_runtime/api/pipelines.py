@@ -7,7 +7,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from conveyor_runtime.api import present
-from conveyor_runtime.api.deps import Current, ObjectName, Page, ServicesDep, paginate, revision_header, same_as_path
+from conveyor_runtime.api.deps import (
+    Current,
+    ObjectName,
+    Page,
+    Services,
+    ServicesDep,
+    paginate,
+    revision_header,
+    same_as_path,
+)
 from conveyor_runtime.api.documents import Document, parse_draft
 from conveyor_runtime.api.openapi import takes
 from conveyor_runtime.api.resources import Force, remove
@@ -29,15 +38,22 @@ def _draft(document: dict[str, Any]) -> Draft:
     return Draft(PIPELINE, name, spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"name"}))
 
 
-def _written(accepted: Accepted, response: Response) -> WrittenPipeline:
+def _written(services: Services, accepted: Accepted, response: Response) -> WrittenPipeline:
     response.headers.update(revision_header(accepted.revision))
-    return WrittenPipeline(**present.pipeline_view(accepted.record).__dict__, runid=accepted.run_id)
+    view = present.pipeline_view(accepted.record)
+    known = services.state.view.drivers()
+    waiting = [step for step in (*view.steps, *(view.finally_ or ())) if step.driver not in known]
+    return WrittenPipeline(
+        **view.__dict__,
+        runid=accepted.run_id,
+        warnings=[f"driver {it.driver} has never registered; step {it.id} will wait for it" for it in waiting],
+    )
 
 
 @router.post("/pipelines", status_code=201, **takes(PipelineDraft))
 async def write(document: Document, services: ServicesDep, response: Response) -> WrittenPipeline:
     """Create a pipeline; an existing name makes a new revision, as Conveyor does. Runs under way keep theirs."""
-    return _written(await services.intake.update(_draft(document), create_missing=True), response)
+    return _written(services, await services.intake.update(_draft(document), create_missing=True), response)
 
 
 @router.get("/pipelines", dependencies=[Current])
@@ -62,7 +78,7 @@ async def read(name: ObjectName, services: ServicesDep) -> PipelineView:
 @router.put("/pipelines/{name}", **takes(PipelineDraft))
 async def update(name: ObjectName, document: Document, services: ServicesDep, response: Response) -> WrittenPipeline:
     """Replace a pipeline. Runs under way keep the one they started with."""
-    return _written(await services.intake.update(_draft(same_as_path(document, name=name))), response)
+    return _written(services, await services.intake.update(_draft(same_as_path(document, name=name))), response)
 
 
 @router.delete("/pipelines/{name}", status_code=204, response_class=Response, responses={202: {"model": Deleting}})

@@ -11,7 +11,7 @@ from conveyor_runtime.models import DriverRecord, LogLine, Model, PipelineSpec, 
 
 
 def _absent(value: object) -> bool:
-    return value is None
+    return value is None or value == []
 
 
 class ResourceDraft(Model):
@@ -141,9 +141,10 @@ class PipelineView(BaseModel):
 
 
 class WrittenPipeline(PipelineView):
-    """A pipeline after a write. `runid` is empty unless a driver listens to pipelines."""
+    """A pipeline after a write. `runid` is empty unless a driver listens to pipelines; `warnings` are for authors."""
 
     runid: str
+    warnings: list[str] = Field(default=[], exclude_if=_absent)
 
 
 class InstanceView(BaseModel):

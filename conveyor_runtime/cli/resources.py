@@ -80,6 +80,8 @@ async def apply_document(client: Client, document: Document) -> dict[str, Any]:
             return {"object": document.title, "outcome": "applied", "run": ""}
         if document.kind == "pipeline":
             pipeline = await client.apply_pipeline(document.value)
+            for warning in pipeline.warnings:
+                say(f"warning: {document.title}: {warning}")
             return {"object": document.title, "outcome": f"applied (revision {pipeline.revision})", "run": ""}
         applied = await client.apply(document.value)
     except ClientError as error:

@@ -63,7 +63,7 @@ class PipelineStep(Model):
 
 
 class Pipeline(Model):
-    """A pipeline. `version` is the author's own; `revision` counts its changes."""
+    """A pipeline. `version` is the author's own; `revision` counts its changes; `warnings` come with a write."""
 
     name: str
     description: str = ""
@@ -74,6 +74,7 @@ class Pipeline(Model):
     metadata: dict[str, Any] | None = None
     revision: int = 0
     deleting: bool = False
+    warnings: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
 
 
 class LoggedLine(LogLine):

@@ -200,7 +200,11 @@ async def test_pipelines_are_resources(world: World) -> None:
     ]
     assert written["finally"] == [{"id": "e", "name": "", "driver": "e"}]
     assert (written["revision"], written["runid"], written["metadata"]) == (1, "", {"a": 1})
-    assert (await world.post("/pipelines", document))["revision"] == 1
+    waits = "driver {} has never registered; step {} will wait for it"
+    assert written["warnings"] == [waits.format(*it) for it in (("e", "third"), ("e", "e"))]
+    await world.register("e", "app")
+    again = await world.post("/pipelines", document)
+    assert (again["revision"], "warnings" in again) == (1, False)
     assert (await world.post("/pipelines", {**document, "description": "new"}))["revision"] == 2
     assert (await world.get("/resources/pipeline/p/1"))["spec"]["description"] == ""
     assert (await world.get("/pipelines/p"))["description"] == "new"

@@ -51,6 +51,15 @@ async def test_a_timeout_that_is_none(client: Client, tmp_path: Path) -> None:
     assert line.endswith("'soon' is no timeout; give a duration such as 90s, 5m or a number of seconds")
 
 
+async def test_a_driver_nobody_knows_is_warned_of(client: Client, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("name: p\nresource: ci-build\nsteps: [{id: build, driver: biulder}]\n")
+    [document] = read_documents(str(file))
+    await apply_document(client, document)
+    said = "warning: pipeline/p: driver biulder has never registered; step build will wait for it\n"
+    assert capsys.readouterr().err == said
+
+
 async def test_the_samples_need_nothing_else(client: Client) -> None:
     await client.apply_pipeline(pipelines.pipeline("ci-build"))
     await client.apply_definition(pipelines.definition("ci-build"))
