@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
@@ -25,12 +26,14 @@ TREES: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("tree", TREES)
 async def test_timeout_ends_the_tree(place: Place, tree: str) -> None:
     number = unique()
+    began = datetime.now(UTC)
     container = await place.run(TREES[tree](number), timeout=1.5, grace=0.3)
     status = await wait(container)
     assert status.status == "timeout"
     assert status.exit_code != 0
     assert status.finished_at is not None
-    assert 0.3 < (status.finished_at - status.started_at).total_seconds() < 10
+    # A busy machine takes its time to start it, and that counts.
+    assert 1.4 < (status.finished_at - began).total_seconds() < 20
     assert not await place.sleeping(number)
     assert (await logs(container)).stdout == b"up\n"
     assert await (await place.backend.get(place.ns(), "task")).status() == status

@@ -153,13 +153,27 @@ class DockerContainer:
         code = int(state["ExitCode"])
         # One that could not be started has no time of its end.
         finished = _time(state["FinishedAt"]) if state["FinishedAt"][:4] > "0001" else started
-        ended = execs.status_of(code, started, oom=bool(state.get("OOMKilled")))
+        ended = execs.status_of(code, started, oom=await self._ran_out_of_memory(attributes, started))
         status, reason = ended.status, ended.reason
         if await self._is_cancelled():
             status, reason = "cancelled", None
         elif self.timeout is not None and finished >= self.timeout[0]:
             status, reason = "timeout", None
         return ContainerStatus(status, code, reason, started, finished, (), restarts)
+
+    async def _ran_out_of_memory(self, attributes: Mapping[str, Any], started: datetime) -> bool:
+        """Whether the kernel killed it for that. The engine forgets to note it when it hears of the end first, but its
+        event comes all the same."""
+        state = attributes["State"]
+        if state.get("OOMKilled") or state["ExitCode"] != 137 or not attributes["HostConfig"].get("Memory"):
+            return bool(state.get("OOMKilled"))
+
+        def events() -> list[Any]:
+            since, until = (f"{when.timestamp():.6f}" for when in (started, datetime.now(UTC)))
+            wanted = {"container": self._id, "event": "oom"}
+            return list(self._engine.api.events(since=since, until=until, filters=wanted, decode=True))
+
+        return bool(await self._engine.call(events))
 
     async def _inspect(self) -> Any:
         return await self._engine.call(self._engine.api.inspect_container, self._id)
