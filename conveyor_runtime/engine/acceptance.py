@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from conveyor_runtime.engine import planner, plans
+from conveyor_runtime.engine import planner, plans, runs
 from conveyor_runtime.engine.definitions import Definitions
 from conveyor_runtime.engine.engine import Engine
-from conveyor_runtime.engine.settle import new_run_id, run_puts
 from conveyor_runtime.engine.validation import PIPELINE
 from conveyor_runtime.errors import RevisionConflict
-from conveyor_runtime.models import Entry, PlannedStep, ResourceRecord, RunRecord, Status
+from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord, Status
 from conveyor_runtime.store import Put, keys
 
 
@@ -31,18 +30,9 @@ class Acceptance:
         fleet, now = self._engine.fleet(), self._engine.transitions.now()
         if record.type == PIPELINE and event != "delete" and not plans.plan_direct(PIPELINE, event, fleet):
             return None
-        run = RunRecord(
-            run_id=new_run_id(),
-            type=record.type,
-            name=record.name,
-            event=event,
-            generation=record.generation,
-            status=Status.ACCEPTED,
-            pipeline=await self._definitions.pipeline_of(record) if event != "resync" else None,
-            resource=record.as_resource(),
-            plan=plan if event != "resync" else None,
-            created_at=now,
-        )
+        direct = event == "resync"
+        pipeline = None if direct else await self._definitions.pipeline_of(record)
+        run = runs.new(record, event, None if direct else plan, pipeline=pipeline, now=now)
         # A run whose turn is now is written with its first dispatches noted, which saves a commit; one that must wait
         # is planned no further than its steps.
         return planner.advance(run, fleet, now) if record.active is None else run
@@ -53,7 +43,7 @@ class Acceptance:
 
         They leave in this order, but not as one: nobody acts on a run that no record names, and the sweep removes it.
         """
-        units = [run_puts(run)] if run is not None else []
+        units = [runs.puts(run)] if run is not None else []
         units += [[put] for put in puts]
         *others, stored = await asyncio.gather(*(self._state.commit(*unit) for unit in units), return_exceptions=True)
         for outcome in others:
@@ -87,13 +77,3 @@ class Acceptance:
             self._engine.start(run.run_id)
         if record.queue or record.deleting or run.status.terminal:
             self._engine.settle(record.type, record.name)
-
-
-def owe(record: ResourceRecord, run: RunRecord | None) -> ResourceRecord:
-    """The record with a run to do: active if nothing is, else at the end of the queue."""
-    if run is None:
-        return record
-    entry = Entry(run_id=run.run_id, event=run.event, generation=run.generation)
-    if record.active is None:
-        return record.model_copy(update={"active": entry})
-    return record.model_copy(update={"queue": (*record.queue, entry)})

@@ -8,8 +8,8 @@ from weakref import WeakValueDictionary
 
 import uuid_utils
 
-from conveyor_runtime.engine import planner, plans
-from conveyor_runtime.engine.acceptance import Acceptance, owe
+from conveyor_runtime.engine import planner, plans, runs
+from conveyor_runtime.engine.acceptance import Acceptance
 from conveyor_runtime.engine.definitions import Definitions
 from conveyor_runtime.engine.drafts import Draft, DraftChecker, check_names
 from conveyor_runtime.engine.engine import Engine
@@ -78,7 +78,7 @@ class Intake:
             updated_at=now,
         )
         run = await self._acceptance.new_run(record, "create", plan)
-        record = owe(record, run)
+        record = runs.owe(record, run)
         stored = await self._acceptance.write(run, Put(keys.resource(draft.type, draft.name), record, 0))
         if stored is None:
             found = await self._state.resource(draft.type, draft.name)
@@ -110,7 +110,7 @@ class Intake:
             if record is old:
                 return Accepted(old, found.revision, changed=False)
             run = await self._acceptance.new_run(record, "update", plan) if makes_run else None
-            record = owe(record, run)
+            record = runs.owe(record, run)
             version = Put(keys.version(old.id, old.revision), old.as_resource())
             put = Put(keys.resource(draft.type, draft.name), record, found.revision)
             stored = await self._acceptance.write(run, version, put)
@@ -138,7 +138,7 @@ class Intake:
             plan = () if force else await self._cleaners(old)
             run = await self._acceptance.new_run(old, "delete", plan)
             assert run is not None
-            record = owe(old.model_copy(update={"deleting": True}), run)
+            record = runs.owe(old.model_copy(update={"deleting": True}), run)
             gone = run.status.terminal and old.active is None and not old.queue
             put = Put(keys.resource(type_, name), None if gone else record, found.revision)
             stored = await self._acceptance.write(run, put)
@@ -184,7 +184,7 @@ class Intake:
             run = await self._acceptance.new_run(old, earlier.event, plan)
             if run is None:
                 raise Conflict(f"no driver takes {earlier.event} of {old.type}")
-            record = owe(old, run)
+            record = runs.owe(old, run)
             stored = await self._acceptance.write(run, Put(keys.resource(old.type, old.name), record, found.revision))
             if stored is not None:
                 self._acceptance.go_on(record, run)

@@ -112,7 +112,7 @@ class Ownership:
         self, run: RunRecord, step: PlannedStep, state: StepState, claim: Claim, *, died: bool
     ) -> RunRecord:
         why = "its worker died" if died else f"its worker gave up ({claim.why})" if claim.why else "its worker gave up"
-        too_often = planner.too_often(state, died=died)
+        too_often = steps.too_often(state, died=died)
         if too_often is None:
             log.warning("step %s of run %s is handed to another worker: %s", step.id, run.run_id, why)
             metrics.TAKEOVERS.inc()

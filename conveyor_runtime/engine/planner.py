@@ -25,18 +25,12 @@ from conveyor_runtime.models import (
     short,
 )
 
-#: Workers that may die under one attempt before the attempt itself is blamed.
-MAX_DEATHS = 5
-
 #: Deaths from which on a takeover waits before it is dispatched. What kills its process kills all that goes on there:
 #: waits that differ bring the innocent back at other times than the culprit.
 DEATHS_TO_WAIT = 2
 
 #: Seconds of the first such wait; doubled at each death that follows.
 DEATH_WAIT = 10.0
-
-#: Times an attempt is handed over without a death (drained workers, lost leases) before it is ended all the same.
-MAX_HANDOVERS = 20
 
 #: Attempts of a step whose driver failed in a way that another attempt may mend.
 MAX_ATTEMPTS = 3
@@ -101,8 +95,11 @@ def issue(run: RunRecord, step: PlannedStep, state: StepState, fleet: Fleet, now
     return _with_step(run, step.id, state.model_copy(update=update))
 
 
-def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: float | None = None) -> RunRecord | None:
-    """The run with a result taken in; None if the result matches no open step, attempt and takeover."""
+def apply_result(
+    run: RunRecord, result: StepResult, now: datetime, jitter: float | None = None, *, data_key: str | None = None
+) -> RunRecord | None:
+    """The run with a result taken in, its data wherever `data_key` says; None if the result matches no open step,
+    attempt and takeover."""
     if not run.awaits(result):
         return None
     state = run.steps[result.step]
@@ -117,6 +114,7 @@ def apply_result(run: RunRecord, result: StepResult, now: datetime, jitter: floa
         "message": short(result.message),
         "exit_code": result.exit_code,
         "data": result.data,
+        "data_key": data_key,
         "instance": result.instance or None,
         "claimed_node": result.node or state.claimed_node,
         "started_at": result.started_at or state.started_at,
@@ -147,31 +145,17 @@ def take_over(
     state, step = run.steps[step_id], run.step(step_id)
     if run.cancels(step):
         return run
-    deaths = state.deaths + (1 if died else 0)
-    if (why := too_often(state, died=died)) is not None:
-        ended = state.model_copy(
-            update={
-                "status": Status.ERROR,
-                "deaths": deaths,
-                "message": why,
-                "claimed_node": node or state.claimed_node,
-                "finished_at": now,
-            }
-        )
-        return _with_step(run, step_id, ended)
-    update = {"takeover": state.takeover + 1, "deaths": deaths, "claimed_node": node or state.claimed_node}
+    why, deaths = steps.too_often(state, died=died), state.deaths + died
+    update: dict[str, object] = {"deaths": deaths, "claimed_node": node or state.claimed_node}
+    if why is not None:
+        update |= {"status": Status.ERROR, "message": why, "finished_at": now}
+        return _with_step(run, step_id, state.model_copy(update=update))
+    update["takeover"] = state.takeover + 1
     if died and deaths >= DEATHS_TO_WAIT:
         wait = exponential(deaths - DEATHS_TO_WAIT + 1, initial=DEATH_WAIT, maximum=600.0, jitter=jitter)
         due = now + timedelta(seconds=wait)
         return _with_step(run, step_id, _queued(step, state.model_copy(update={**update, "issue": 0, "due": due}), due))
     return issue(run, step, _queued(step, state.model_copy(update=update), now), fleet, now)
-
-
-def too_often(state: StepState, *, died: bool) -> str | None:
-    """Why an attempt whose worker died or gave up is not handed to another any more; None if it is."""
-    if died:
-        return f"{MAX_DEATHS} workers died while they worked on it" if state.deaths + 1 >= MAX_DEATHS else None
-    return f"handed over {MAX_HANDOVERS} times" if state.takeover - state.deaths >= MAX_HANDOVERS else None
 
 
 def reissue(run: RunRecord, step_id: str, fleet: Fleet, now: datetime) -> RunRecord:
@@ -208,6 +192,26 @@ def end_unstarted(run: RunRecord, reason: str, now: datetime) -> RunRecord:
     return run.model_copy(update={"status": Status.CANCELLED, "reason": reason, "finished_at": now, "steps": steps})
 
 
+def reopen(run: RunRecord, step_id: str, attempt: int, now: datetime) -> RunRecord:
+    """The run with another attempt of a step that ended with this one, and with what was skipped for it before it.
+
+    The same object where that cannot be: `finally` steps come when all else has ended, and do not come twice.
+    """
+    state, plan = run.steps.get(step_id), run.plan or ()
+    if run.status.terminal or run.cancel is not None or state is None or state.attempt != attempt:
+        return run
+    if state.status is not Status.ERROR or any(step.finally_ and step.id in run.steps for step in plan):
+        return run
+    kept = {
+        step.id: run.steps[step.id]
+        for step in plan
+        if step.id in run.steps
+        and not (run.steps[step.id].status is Status.SKIPPED and step_id in steps.ancestors(run, step))
+    }
+    again = StepState(attempt=attempt + 1, queued_at=now, claimed_node=state.claimed_node, message=state.message)
+    return run.model_copy(update={"steps": {**kept, step_id: again}})
+
+
 def _with_step(run: RunRecord, step_id: str, state: StepState) -> RunRecord:
     status = Status.RUNNING if run.status is Status.ACCEPTED and state.status is not Status.PENDING else run.status
     return run.model_copy(update={"steps": {**run.steps, step_id: state}, "status": status})
@@ -238,14 +242,7 @@ def _follow_cancel(run: RunRecord, now: datetime) -> RunRecord:
 
 def _finish(run: RunRecord, now: datetime) -> RunRecord:
     """The run ended, once every step has."""
-    plan = run.plan or ()
-    if not all((state := run.steps.get(step.id)) is not None and state.status.terminal for step in plan):
+    if not all(run.state(step.id).status.terminal for step in run.plan or ()):
         return run
-    states = run.steps
-    status, reason = steps.verdict(plan, states, is_finally=False)
-    stopped_short = any(not step.finally_ and states[step.id].status is not Status.SUCCEEDED for step in plan)
-    if run.cancel is not None and stopped_short and status in (Status.SUCCEEDED, Status.CANCELLED):
-        status, reason = Status.CANCELLED, run.cancel.reason
-    if status is Status.SUCCEEDED:
-        status, reason = steps.verdict(plan, states, is_finally=True)
+    status, reason = steps.verdict(run)
     return run.model_copy(update={"status": status, "reason": reason, "finished_at": now})

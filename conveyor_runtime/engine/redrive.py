@@ -6,14 +6,12 @@ while its last is the letter's, and what is published again bears the letter's i
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from conveyor_runtime.bus import Bus
-from conveyor_runtime.engine import steps
+from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.engine.intake import Intake
 from conveyor_runtime.errors import Conflict, NotFound
-from conveyor_runtime.models import RunRecord, Status, StepState
+from conveyor_runtime.models import RunRecord
 from conveyor_runtime.models.letter import DeadLetter, Redriven
 from conveyor_runtime.store.letters import Letter, Letters
 
@@ -54,7 +52,7 @@ class Redrive:
             return Redriven(id=about.id, action="rerun", run_id=run_id)
         now = self._transitions.now()
         run = await self._transitions.change(
-            about.run_id, lambda record: reopen(record, about.step, about.attempt, now)
+            about.run_id, lambda record: planner.reopen(record, about.step, about.attempt, now)
         )
         if run is None or run.state(about.step).attempt <= about.attempt:
             raise Conflict(f"run {about.run_id} is still ending; redrive it once it has ended")
@@ -78,23 +76,3 @@ class Redrive:
             raise Conflict(f"dead letter {about.id} does not tell where it came from")
         await self._bus.publish(about.subject, letter.data, msg_id=f"redrive.{about.id}", headers=letter.headers)
         return Redriven(id=about.id, action="published", run_id=about.run_id)
-
-
-def reopen(run: RunRecord, step_id: str, attempt: int, now: datetime) -> RunRecord:
-    """The run with another attempt of a step that ended with this one, and with what was skipped for it before it.
-
-    The same object where that cannot be: `finally` steps come when all else has ended, and do not come twice.
-    """
-    state, plan = run.steps.get(step_id), run.plan or ()
-    if run.status.terminal or run.cancel is not None or state is None or state.attempt != attempt:
-        return run
-    if state.status is not Status.ERROR or any(step.finally_ and step.id in run.steps for step in plan):
-        return run
-    kept = {
-        step.id: run.steps[step.id]
-        for step in plan
-        if step.id in run.steps
-        and not (run.steps[step.id].status is Status.SKIPPED and step_id in steps.ancestors(run, step))
-    }
-    again = StepState(attempt=attempt + 1, queued_at=now, claimed_node=state.claimed_node, message=state.message)
-    return run.model_copy(update={"steps": {**kept, step_id: again}})

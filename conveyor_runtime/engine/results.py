@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from datetime import datetime
 
 import orjson
 from pydantic import ValidationError
@@ -138,20 +137,10 @@ async def _commit(transitions: Transitions, run: RunRecord, results: Sequence[St
 
     def change(record: RunRecord) -> RunRecord:
         for result, data_key in kept:
-            record = _apply(record, result, data_key, now, jitter)
+            record = planner.apply_result(record, result, now, jitter, data_key=data_key) or record
         return record
 
     return await transitions.change(run.run_id, change, puts=puts) or run
-
-
-def _apply(record: RunRecord, result: StepResult, data_key: str | None, now: datetime, jitter: float) -> RunRecord:
-    after = planner.apply_result(record, result, now, jitter)
-    if after is None:
-        return record
-    if data_key is not None:
-        state = after.steps[result.step].model_copy(update={"data_key": data_key})
-        after = after.model_copy(update={"steps": {**after.steps, result.step: state}})
-    return after
 
 
 async def _read(delivery: Delivery, run: RunRecord, transitions: Transitions, bus: Bus) -> StepResult | None:

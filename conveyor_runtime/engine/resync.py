@@ -7,7 +7,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from conveyor_runtime.engine.acceptance import Acceptance, owe
+from conveyor_runtime.engine import runs
+from conveyor_runtime.engine.acceptance import Acceptance
 from conveyor_runtime.engine.definitions import Definitions
 from conveyor_runtime.engine.drafts import DraftChecker
 from conveyor_runtime.engine.engine import Engine
@@ -71,7 +72,7 @@ class Resync:
         run = await self._acceptance.new_run(found.record, event, plan)
         if run is None:
             return
-        record = owe(found.record, run)
+        record = runs.owe(found.record, run)
         put = Put(keys.resource(record.type, record.name), record, found.revision)
         if await self._acceptance.write(run, put) is not None:
             self._acceptance.go_on(record, run)

@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 
-import uuid_utils
-
-from conveyor_runtime.engine import planner, steps
+from conveyor_runtime.engine import planner, runs, steps
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import RevisionConflict
-from conveyor_runtime.models import Entry, ResourceRecord, RunRecord, Status, run_made_at
+from conveyor_runtime.models import Entry, ResourceRecord, RunRecord, Status
 from conveyor_runtime.store import Put, Versioned, keys
 
 log = logging.getLogger(__name__)
 
 #: Event of runs that were asked for by a change of the resource, not by a driver or a timer.
 _CHANGES = ("create", "update")
-
-_ABOVE = 4096
-
-#: Age from which a run that is named but not stored is lost. Whoever made it wrote it and the record that names it at
-#: once; the first may arrive last, tried again after a reconnect or a new leader, and is given up long before this.
-_LOST_AGE = timedelta(minutes=1)
-
-
-def new_run_id() -> str:
-    """A UUIDv7: ids sort by the time they were made."""
-    return str(uuid_utils.uuid7())
-
-
-def _is_new(run_id: str, now: datetime) -> bool:
-    """Whether this run may still be on its way into the store, by the time in its id."""
-    made = run_made_at(run_id)
-    return made is not None and abs(now - made) < _LOST_AGE
-
-
-def run_puts(run: RunRecord) -> list[Put]:
-    """How a new run is written: its resource in a key of its own if it is large."""
-    if run.resource is not None and len(run.resource.encode()) > _ABOVE:
-        record = run.model_copy(update={"resource": None})
-        return [Put(keys.run_input(run.run_id), run.resource, 0), Put(keys.run(run.run_id), record, 0)]
-    return [Put(keys.run(run.run_id), run, 0)]
 
 
 def superseded(record: ResourceRecord, keep_all: bool) -> Iterator[tuple[Entry, str]]:
@@ -124,10 +97,10 @@ class Settler:
                 return
             puts = []
             if active_run is not None and may_requeue(record, active_run):
-                again, due = await self._again(active_run)
-                entry = Entry(run_id=again.run_id, event=again.event, generation=again.generation, due=due)
-                after = after.model_copy(update={"queue": (*after.queue, entry)})
-                puts = run_puts(again)
+                # Written with the record that takes this one out: whichever engine does that does both.
+                again, due = runs.again(active_run, await self._state.run_input(active_run), self._transitions.now())
+                after = runs.owe(after, again, due)
+                puts = runs.puts(again)
             try:
                 await self._state.commit(*puts, Put(keys.resource(type_, name), after, found.revision))
             except RevisionConflict:
@@ -156,31 +129,12 @@ class Settler:
         ended: dict[str, RunRecord | None] = {}
         for entry in record.entries:
             found = await self._transitions.find(entry.run_id)
-            if found is None and not _is_new(entry.run_id, now):
+            if found is None and not runs.is_new(entry.run_id, now):
                 log.error("run %s of %s/%s is lost: it is not stored", entry.run_id, record.type, record.name)
                 ended[entry.run_id] = None
             elif found is not None and found.record.status.terminal:
                 ended[entry.run_id] = found.record
         return ended
-
-    async def _again(self, run: RunRecord) -> tuple[RunRecord, datetime]:
-        """The run that this one's driver asked for, and when. It is written with the record that takes this one out:
-        whichever engine does that does both."""
-        now = self._transitions.now()
-        due = (run.finished_at or now) + timedelta(seconds=run.requeue_after or 0)
-        again = RunRecord(
-            run_id=new_run_id(),
-            type=run.type,
-            name=run.name,
-            event=run.event,
-            generation=run.generation,
-            status=Status.ACCEPTED,
-            pipeline=run.pipeline,
-            resource=await self._state.run_input(run),
-            plan=None if run.pipeline is None and run.event != "delete" else run.plan,
-            created_at=now,
-        )
-        return again, due
 
     async def _remove(self, found: Versioned[ResourceRecord]) -> bool:
         """The deleted resource's record and its earlier versions; False if somebody else wrote meanwhile."""

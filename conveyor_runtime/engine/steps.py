@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from conveyor_runtime.engine.plans import Fleet
@@ -17,6 +17,12 @@ from conveyor_runtime.models import (
 
 #: Steps with an attempt under way, in the order of the plan.
 OpenSteps = Iterable[tuple[PlannedStep, StepState]]
+
+#: Workers that may die under one attempt before the attempt itself is blamed.
+MAX_DEATHS = 5
+
+#: Times an attempt is handed over without a death (drained workers, lost leases) before it is ended all the same.
+MAX_HANDOVERS = 20
 
 #: How a step ends that did not go well.
 BAD = (Status.TIMED_OUT, Status.ERROR, Status.FAILED, Status.CANCELLED)
@@ -41,6 +47,13 @@ def queue_left(step: PlannedStep, state: StepState, now: datetime) -> float | No
 def not_taken(step: PlannedStep) -> str:
     """What is said of a step that waited for longer than its `queue_timeout`."""
     return f"no worker took it within its queue_timeout of {step.queue_timeout:g} s"
+
+
+def too_often(state: StepState, *, died: bool) -> str | None:
+    """Why an attempt whose worker died or gave up is not handed to another any more; None if it is."""
+    if died:
+        return f"{MAX_DEATHS} workers died while they worked on it" if state.deaths + 1 >= MAX_DEATHS else None
+    return f"handed over {MAX_HANDOVERS} times" if state.takeover - state.deaths >= MAX_HANDOVERS else None
 
 
 def delete_succeeded(record: ResourceRecord, run: RunRecord) -> bool:
@@ -111,11 +124,24 @@ def nodes_to_meet(run: RunRecord, step: PlannedStep, fleet: Fleet) -> set[str]:
     return nodes
 
 
-def verdict(plan: tuple[PlannedStep, ...], states: Mapping[str, StepState], *, is_finally: bool) -> tuple[Status, str]:
+def verdict(run: RunRecord) -> tuple[Status, str]:
+    """What the steps make of a run, once all have ended, and why. What a `finally` step did counts only after a run
+    that went well."""
+    ordinary = [step for step in run.plan or () if not step.finally_]
+    status, reason = _verdict_of(ordinary, run)
+    stopped_short = any(run.state(step.id).status is not Status.SUCCEEDED for step in ordinary)
+    if run.cancel is not None and stopped_short and status in (Status.SUCCEEDED, Status.CANCELLED):
+        status, reason = Status.CANCELLED, run.cancel.reason
+    if status is Status.SUCCEEDED:
+        status, reason = _verdict_of([step for step in run.plan or () if step.finally_], run)
+    return status, reason
+
+
+def _verdict_of(plan: Sequence[PlannedStep], run: RunRecord) -> tuple[Status, str]:
     """What these steps make of the run: the first one that went wrong by itself says it."""
-    bad = [step for step in plan if step.finally_ is is_finally and states[step.id].status in BAD]
+    bad = [step for step in plan if run.state(step.id).status in BAD]
     if not bad:
         return Status.SUCCEEDED, ""
-    first = min(bad, key=lambda step: states[step.id].status is Status.CANCELLED)
-    state = states[first.id]
+    first = min(bad, key=lambda step: run.state(step.id).status is Status.CANCELLED)
+    state = run.state(first.id)
     return state.status, short(f"step {first.id}: {state.message}".rstrip(": "))

@@ -11,7 +11,7 @@ import pytest
 from conveyor_runtime.bus import Message
 from conveyor_runtime.bus.messages import next_by_subject
 from conveyor_runtime.bus.streams import MESSAGES
-from conveyor_runtime.engine.settle import run_puts
+from conveyor_runtime.engine import runs
 from conveyor_runtime.errors import ConfigError, TaskFailed, TaskTimedOut, TerminalError
 from conveyor_runtime.models import DriverResult, Resource
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
@@ -220,7 +220,7 @@ async def test_a_run_no_resource_names_is_removed(cluster: Cluster, monkeypatch:
     record = (await cluster.post("thing", "one")).record
     orphan = await cluster.intake._acceptance.new_run(record, "update", None)
     assert orphan is not None
-    await cluster.state.commit(*run_puts(orphan))
+    await cluster.state.commit(*runs.puts(orphan))
     await cluster.sweep.sweep()
     assert await cluster.state.run(orphan.run_id) is None
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import steps
 from conveyor_runtime.engine.redrive import Redrive
 from conveyor_runtime.errors import BusUnavailable, Conflict, NotFound
 from conveyor_runtime.models import Resource
@@ -35,7 +35,7 @@ async def letters(cluster: Cluster, count: int) -> list[Letter]:
 @pytest.fixture
 def no_handover(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever gives up an attempt makes a dead letter of its dispatch."""
-    monkeypatch.setattr(planner, "MAX_HANDOVERS", 0)
+    monkeypatch.setattr(steps, "MAX_HANDOVERS", 0)
 
 
 async def given_up(cluster: Cluster, gate: Gate, event: str = "create") -> Letter:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.store.letters import Letters
 from tests.support.cluster import Cluster
 from tests.support.processes import Process
@@ -54,7 +54,7 @@ async def test_the_innocent_survive_the_one_that_kills_their_process(
     found = {name: cluster.state.view.run(run_id) for name, run_id in runs.items()}
     deaths = {name: it.record.steps["d"].deaths for name, it in found.items() if it is not None}
     assert [ended[name].status for name in names[1:]] == ["Succeeded"] * 6, deaths
-    assert (ended["poison"].status, deaths["poison"]) == ("Error", planner.MAX_DEATHS), deaths
+    assert (ended["poison"].status, deaths["poison"]) == ("Error", steps.MAX_DEATHS), deaths
     assert sum(died >= planner.DEATHS_TO_WAIT for died in deaths.values()) > 1, f"nobody died beside it: {deaths}"
     [letter] = await Letters(cluster.bus).list(limit=10)
     assert (letter.about.run_id, letter.about.reason) == (runs["poison"], "5 workers died while they worked on it")

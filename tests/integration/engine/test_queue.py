@@ -216,7 +216,7 @@ async def test_a_resync_goes_to_the_direct_driver_that_takes_it_when_its_period_
 
 async def test_a_resource_whose_run_is_lost_gets_another(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules 2 and 16."""
-    monkeypatch.setattr("conveyor_runtime.engine.settle._LOST_AGE", timedelta(0))
+    monkeypatch.setattr("conveyor_runtime.engine.runs._LOST_AGE", timedelta(0))
     calls: list[tuple[str, str]] = []
     await cluster.define("thing")
     await cluster.pipeline("p", "thing", "a")

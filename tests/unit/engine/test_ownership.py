@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conveyor_runtime.engine import planner
+from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.nodes import NODE_GONE
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.models import ENGINE, Claim, DriverRecord, PlannedStep, RunRecord, Status, StepState
@@ -121,7 +121,7 @@ async def test_the_fifth_death_ends_it_with_a_dead_letter(watcher: Watcher) -> N
     """Rule 8."""
     await watcher.instance(ended=True)
     await claim(watcher)
-    run = await examine(watcher, deaths=planner.MAX_DEATHS - 1)
+    run = await examine(watcher, deaths=steps.MAX_DEATHS - 1)
     assert run.status is Status.ERROR and watcher.issued == []
     assert watcher.letters == ["5 workers died while they worked on it"]
 
@@ -130,8 +130,8 @@ async def test_the_fifth_death_ends_it_with_a_dead_letter(watcher: Watcher) -> N
 async def test_an_attempt_is_not_handed_over_without_end(watcher: Watcher, deaths: int, ends: bool) -> None:
     """Rule 8: deaths have a limit of their own."""
     await watcher.instance()
-    await claim(watcher, planner.MAX_HANDOVERS, given_up=True)
-    run = await examine(watcher, takeover=planner.MAX_HANDOVERS, deaths=deaths)
+    await claim(watcher, steps.MAX_HANDOVERS, given_up=True)
+    run = await examine(watcher, takeover=steps.MAX_HANDOVERS, deaths=deaths)
     assert (run.status is Status.ERROR) is ends and watcher.letters == ["handed over 20 times"] * ends
     assert run.steps["s"].message == "handed over 20 times" * ends
 

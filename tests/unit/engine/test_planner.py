@@ -295,7 +295,7 @@ def test_only_deaths_count_towards_the_limit() -> None:
     for _ in range(20):
         run = planner.take_over(run, "a", None, died=False, fleet=ABZ, now=NOW)
     assert run.steps["a"].open and run.steps["a"].takeover == 20
-    for died in range(1, planner.MAX_DEATHS):
+    for died in range(1, steps.MAX_DEATHS):
         run = planner.take_over(run, "a", None, died=True, fleet=ABZ, now=NOW)
         assert run.steps["a"].open and run.steps["a"].deaths == died
     run = planner.advance(planner.take_over(run, "a", None, died=True, fleet=ABZ, now=NOW), ABZ, NOW)
@@ -308,7 +308,7 @@ def test_from_the_second_death_on_a_takeover_waits_longer_each_time() -> None:
     run, at, waits = planner.advance(run_of(plan), ABZ, NOW), NOW, []
     run = planner.take_over(run, "a", None, died=True, fleet=ABZ, now=at)
     assert (run.steps["a"].issue, run.steps["a"].due) == (2, None), "one death is no reason"
-    for deaths in range(2, planner.MAX_DEATHS):
+    for deaths in range(2, steps.MAX_DEATHS):
         before, run = run, planner.take_over(run, "a", "n1", died=True, fleet=ABZ, now=at, jitter=1.0)
         state = run.steps["a"]
         assert (state.takeover, state.deaths, state.issue, state.open) == (deaths, deaths, 0, True)

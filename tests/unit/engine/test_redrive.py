@@ -9,7 +9,6 @@ import pytest
 
 from conveyor_runtime.engine import planner
 from conveyor_runtime.engine.plans import Fleet
-from conveyor_runtime.engine.redrive import reopen
 from conveyor_runtime.models import DriverRecord, PlannedStep, RunRecord, Status, StepState
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -30,7 +29,7 @@ def step(driver: str, *needs: str, **fields: Any) -> PlannedStep:
 def test_it_has_another_attempt_and_what_was_skipped_for_it_is_open_again() -> None:
     skipped = StepState(status=Status.SKIPPED, message="step a did not succeed")
     run = run_of(step("a"), step("b", "a"), step("c"), steps={"a": DEAD, "b": skipped, "c": AT_WORK})
-    again = planner.advance(reopen(run, "a", 2, NOW), FLEET, NOW)
+    again = planner.advance(planner.reopen(run, "a", 2, NOW), FLEET, NOW)
     a = again.steps["a"]
     assert (a.status, a.attempt, a.takeover, a.deaths, a.issue) == (Status.PENDING, 3, 0, 0, 1)
     assert "b" not in again.steps and again.steps["c"] == AT_WORK
@@ -49,4 +48,4 @@ def test_it_has_another_attempt_and_what_was_skipped_for_it_is_open_again() -> N
     ids=["run ended", "attempted since", "other end", "finally has begun", "no such step", "cancelled"],
 )
 def test_it_stays_as_it_is(run: RunRecord) -> None:
-    assert reopen(run, "a", 2, NOW) is run
+    assert planner.reopen(run, "a", 2, NOW) is run

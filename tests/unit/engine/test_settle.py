@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import pytest
 
+from conveyor_runtime.engine import runs
 from conveyor_runtime.engine.plans import Fleet
-from conveyor_runtime.engine.settle import Settler, next_record, run_puts, superseded
+from conveyor_runtime.engine.settle import Settler, next_record, superseded
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.models import Entry, PlannedStep, Resource, ResourceRecord, RunRecord, Status, StepState
 from conveyor_runtime.store import MemoryStore, Put, State, View, Write, keys
@@ -123,8 +124,8 @@ def test_a_run_cancelled_before_its_turn_has_ended_its_generation() -> None:
 def test_a_large_resource_lies_in_a_key_of_its_own() -> None:
     small = run_of("r", resource=Resource(name="one", spec={"a": 1}))
     large = run_of("r", resource=Resource(name="one", spec={"a": "x" * 5000}))
-    assert [put.key for put in run_puts(small)] == ["run.r"]
-    [first, second] = run_puts(large)
+    assert [put.key for put in runs.puts(small)] == ["run.r"]
+    [first, second] = runs.puts(large)
     assert (first.key, second.key, second.record) == ("input.r", "run.r", large.model_copy(update={"resource": None}))
 
 
