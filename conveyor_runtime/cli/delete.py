@@ -10,7 +10,7 @@ from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import ask
 from conveyor_runtime.cli.errors import ExitCode, exit_code_of, say
 from conveyor_runtime.cli.noun import Noun, find_noun
-from conveyor_runtime.cli.resources import split_target
+from conveyor_runtime.cli.targets import split_target
 
 if TYPE_CHECKING:
     from conveyor_runtime.client import Client
@@ -81,7 +81,7 @@ def _targets(type_: str, name: str, file: str) -> list[tuple[Noun, str]]:
         ]
     word, name = split_target(type_, name)
     if not name:
-        raise typer.BadParameter(f"which {word}? give its name as well")
+        raise typer.BadParameter(f"which {word}? give TYPE NAME or TYPE/NAME")
     noun = find_noun(word)
     if noun.delete is None or not noun.title:
         raise typer.BadParameter(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,13 +14,14 @@ from conveyor_runtime.cli.errors import CliError, ExitCode, explain, program, sa
 from conveyor_runtime.cli.noun import NOUNS, Noun, RunFilter, find_noun, title_of, unknown_type
 from conveyor_runtime.cli.options import Format
 from conveyor_runtime.cli.output import Column, emit
+from conveyor_runtime.cli.targets import resources_named, split_target
 
 if TYPE_CHECKING:
     from conveyor_runtime.cli.documents import Document
     from conveyor_runtime.client import Client, ClientError
     from conveyor_runtime.errors import Problem
 
-__all__ = ["apply", "apply_document", "describe", "get", "split_target"]
+__all__ = ["apply", "apply_document", "describe", "get"]
 
 ORDER = {"definition": 0, "pipeline": 1, "resource": 2}
 
@@ -149,18 +152,10 @@ def get(
     wanted = RunFilter(_statuses(status or []), of_type, of_name, pipeline, limit)
 
     async def question(client: Client) -> Any:
-        from conveyor_runtime.client import NotFoundError
-
-        try:
+        async with _knowing(client, word):
             found = await noun.read(client, name) if name else await noun.list_all(client, wanted)
-        except NotFoundError:
-            found = None
-            if not (unknown := await unknown_type(client, word)):
-                raise
-        else:
-            unknown = "" if found else await unknown_type(client, word)
-        if unknown:
-            raise CliError(f"{unknown}, besides {NOUNS}")
+        if not found and (unknown := await _unknown(client, word)):
+            raise CliError(unknown)
         return found
 
     found = ask(ctx, api_url, token, question)
@@ -168,6 +163,26 @@ def get(
         say(f"no {word} here")
         return
     emit(found, output, noun.columns, lambda row: _row_name(noun, row))
+
+
+@asynccontextmanager
+async def _knowing(client: Client, word: str) -> AsyncIterator[None]:
+    """Say of what is not found whether there is such a type at all."""
+    from conveyor_runtime.client import NotFoundError
+
+    try:
+        yield
+    except NotFoundError:
+        if unknown := await _unknown(client, word):
+            raise CliError(unknown) from None
+        raise
+
+
+async def _unknown(client: Client, word: str) -> str:
+    unknown = await unknown_type(client, word)
+    if unknown and (meant := await resources_named(client, word)):
+        return f"there is no type {word}; did you mean {meant}?"
+    return f"{unknown}, besides {NOUNS}" if unknown else ""
 
 
 def _row_name(noun: Noun, row: dict[str, Any]) -> str:
@@ -208,11 +223,12 @@ def describe(
     """
     word, name = split_target(type_, name)
     if not name:
-        raise typer.BadParameter(f"which {word}? give its name as well")
+        raise typer.BadParameter(f"which {word}? give TYPE NAME or TYPE/NAME")
     noun = find_noun(word)
 
     async def question(client: Client) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        row = await noun.read(client, name)
+        async with _knowing(client, word):
+            row = await noun.read(client, name)
         if "active_run" not in row:
             return row, []
         runs = await find_noun("runs").list_all(client, RunFilter(type=row["resource"], name=row["name"], limit=10))
@@ -225,10 +241,3 @@ def describe(
     from conveyor_runtime.cli.describe import print_description
 
     print_description(row, runs)
-
-
-def split_target(type_: str, name: str) -> tuple[str, str]:
-    """`TYPE NAME`, also written `TYPE/NAME`."""
-    if not name and "/" in type_:
-        type_, _, name = type_.partition("/")
-    return type_, name

@@ -15,6 +15,7 @@ from conveyor_runtime.cli.noun import find_noun
 from conveyor_runtime.cli.options import Format
 from conveyor_runtime.cli.output import emit, plain
 from conveyor_runtime.cli.resources import apply_document
+from conveyor_runtime.cli.targets import RunName, RunTarget, find_run
 
 if TYPE_CHECKING:
     from conveyor_runtime.cli.documents import Document
@@ -24,9 +25,6 @@ __all__ = ["cancel", "logs", "rerun", "run"]
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Follow the log; the exit code tells how the run ended.")]
 Timestamps = Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time.")]
-Target = Annotated[
-    str, typer.Argument(metavar="RUN|TYPE/NAME", help="A run's id, or a resource: its active or last run.")
-]
 
 
 def run(
@@ -66,7 +64,8 @@ def run(
 
 def rerun(
     ctx: typer.Context,
-    target: Target,
+    target: RunTarget,
+    name: RunName = "",
     watch: Watch = False,
     timestamps: Timestamps = False,
     output: options.Output = Format.TABLE,
@@ -83,7 +82,7 @@ def rerun(
     """
 
     async def start(client: Client) -> str:
-        run = await client.rerun(await _find_run(client, target))
+        run = await client.rerun(await find_run(client, target, name))
         say(f"{run.resource.resource}/{run.resource.name}: run {run.run_id}")
         return run.run_id
 
@@ -158,7 +157,8 @@ def _show(run: Run, output: Format) -> None:
 
 def logs(
     ctx: typer.Context,
-    target: Target,
+    target: RunTarget,
+    name: RunName = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
     timestamps: Timestamps = False,
     step: Annotated[str, typer.Option("--step", help="Only lines of this step, and without its name in front.")] = "",
@@ -182,7 +182,7 @@ def logs(
 
         from conveyor_runtime.cli.watch import LinePrinter
 
-        run = await client.get_run(await _find_run(client, target))
+        run = await client.get_run(await find_run(client, target, name))
         steps = tuple(it.id for it in run.steps)
         if step and steps and step not in steps:
             raise CliError(f"run {run.run_id} has no step {step}", f"its steps are {', '.join(steps)}")
@@ -210,7 +210,8 @@ def logs(
 
 def cancel(
     ctx: typer.Context,
-    target: Target,
+    target: RunTarget,
+    name: RunName = "",
     reason: Annotated[str, typer.Option("--reason", help="Why; it is kept with the run.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return once it has ended.")] = False,
     api_url: options.ApiUrl = None,
@@ -223,7 +224,7 @@ def cancel(
     """
 
     async def question(client: Client) -> Run:
-        run = await client.cancel_run(await _find_run(client, target), reason)
+        run = await client.cancel_run(await find_run(client, target, name), reason)
         if not wait:
             return run
         from conveyor_runtime.cli.watch import wait as wait_for
@@ -237,15 +238,3 @@ def cancel(
         print(f"run {run.run_id} is cancelled")
     else:
         print(f"run {run.run_id} had ended already: {run.status}")
-
-
-async def _find_run(client: Client, target: str) -> str:
-    """The run's id itself, or that of a resource's active or last run."""
-    type_, slash, name = target.partition("/")
-    if not slash or type_ in ("run", "runs"):
-        return name or target
-    info = await client.get_resource(type_, name)
-    run_id = info.active_run or info.last_run
-    if not run_id:
-        raise CliError(target, "it has had no run yet", f"`{program()} describe {type_} {name}` says more")
-    return run_id

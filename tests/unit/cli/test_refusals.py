@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import pipelines
-from conveyor_runtime.cli import doctor
+from conveyor_runtime.cli import doctor, resources
 from conveyor_runtime.cli.app import app
 from conveyor_runtime.cli.documents import read_documents
 from conveyor_runtime.cli.errors import CliError, ExitCode
 from conveyor_runtime.cli.noun import unknown_type
 from conveyor_runtime.cli.resources import ORDER, apply_document
-from conveyor_runtime.client import Client
+from conveyor_runtime.cli.targets import find_run
+from conveyor_runtime.client import Client, NotFoundError
 from tests.unit.api.world import World
 
 
@@ -86,7 +88,20 @@ async def test_nouns_and_types_are_known(client: Client) -> None:
     assert await unknown_type(client, "foo") == "there is no type foo; there are ci-build"
 
 
-@pytest.mark.parametrize("arguments", [["get", "foo"], ["get", "foo", "bar"]])
+async def test_a_run_is_found_by_its_resource(client: Client) -> None:
+    run_id = (await client.apply({"resource": "ci-build", "name": "hello", "spec": {"repository": "x"}})).run_id
+    for target in ((run_id, ""), ("run", run_id), (f"run/{run_id}", ""), ("ci-build", "hello"), ("ci-build/hello", "")):
+        assert await find_run(client, *target) == run_id
+    with pytest.raises(CliError, match=r"there is no run hello: did you mean ci-build/hello\?"):
+        await find_run(client, "hello", "")
+    with pytest.raises(NotFoundError):
+        await find_run(client, "nothing", "")
+    assert await resources._unknown(client, "hello") == "there is no type hello; did you mean ci-build/hello?"
+    with pytest.raises(typer.BadParameter, match="ci-build/hello has a name already, and there is world"):
+        await find_run(client, "ci-build/hello", "world")
+
+
+@pytest.mark.parametrize("arguments", [["get", "foo"], ["get", "foo", "bar"], ["describe", "foo/bar"]])
 def test_get_of_an_unknown_type_is_an_error(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(ctx: Any, api_url: Any, token: Any, question: Any) -> Any:
         import asyncio
