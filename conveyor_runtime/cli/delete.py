@@ -8,7 +8,7 @@ import typer
 
 from conveyor_runtime.cli import options
 from conveyor_runtime.cli.connection import ask
-from conveyor_runtime.cli.errors import ExitCode, exit_code_of, say
+from conveyor_runtime.cli.errors import ExitCode, exit_code_of, program, say
 from conveyor_runtime.cli.noun import Noun, find_noun
 from conveyor_runtime.cli.targets import split_target
 
@@ -107,6 +107,10 @@ async def _delete(client: Client, noun: Noun, name: str, *, wait: bool, force: b
         return ExitCode.SUCCESS
     if not wait:
         print(f"{title} is being deleted, in run {deleted.run_id}")
+    if not force and (absent := await _absent_drivers(client, deleted.run_id)):
+        say(f"note: it waits for {absent}, of which no process is running; start one,")
+        say(f"  or delete it without: {program()} delete {title} --force")
+    if not wait:
         return ExitCode.SUCCESS
     run = await wait_for(client, deleted.run_id)
     if run.status != "Succeeded":
@@ -126,3 +130,11 @@ def _say_if_shipped(kind: str, name: str) -> None:
     shipped = {"definition": pipelines.definitions, "pipeline": pipelines.pipelines}
     if kind in shipped and name in shipped[kind]():
         say(f"note: {kind}/{name} ships with Conveyor Runtime; `up` and `serve` register it again when they start")
+
+
+async def _absent_drivers(client: Client, run_id: str) -> str:
+    """The drivers of which a delete run wants something and none is there; empty if all are."""
+    run = await client.get_run(run_id)
+    there = {it.name for it in await client.drivers() if it.instances or it.sdk == "foreign"}
+    wanted = dict.fromkeys(step.driver for step in run.steps if not step.status.terminal)
+    return ", ".join(name for name in wanted if name not in there)

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 import pipelines
 from conveyor_runtime.cli import doctor, resources
 from conveyor_runtime.cli.app import app
+from conveyor_runtime.cli.delete import _delete
 from conveyor_runtime.cli.documents import read_documents
 from conveyor_runtime.cli.errors import CliError, ExitCode
-from conveyor_runtime.cli.noun import unknown_type
+from conveyor_runtime.cli.noun import find_noun, unknown_type
 from conveyor_runtime.cli.resources import ORDER, apply_document
 from conveyor_runtime.cli.targets import find_run
 from conveyor_runtime.client import Client, NotFoundError
@@ -99,6 +100,19 @@ async def test_a_run_is_found_by_its_resource(client: Client) -> None:
     assert await resources._unknown(client, "hello") == "there is no type hello; did you mean ci-build/hello?"
     with pytest.raises(typer.BadParameter, match="ci-build/hello has a name already, and there is world"):
         await find_run(client, "ci-build/hello", "world")
+
+
+async def test_a_delete_says_which_driver_it_waits_for(capsys: Any) -> None:
+    async with World() as world, Client("http://api", transport=world.http._transport) as client:
+        await world.define("app")
+        await world.register("cleaner", "app", events=("create", "delete"))
+        await client.apply({"resource": "app", "name": "a", "spec": {}})
+        assert await _delete(client, find_noun("app"), "a", wait=False, force=False) == ExitCode.SUCCESS
+        said = capsys.readouterr().err
+        assert "it waits for cleaner, of which no process is running" in said
+        assert "delete app/a --force" in said
+        await _delete(client, find_noun("app"), "a", wait=False, force=True)
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("arguments", [["get", "foo"], ["get", "foo", "bar"], ["describe", "foo/bar"]])
