@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -23,7 +24,8 @@ _HEALTHY = 10.0
 
 
 def end_with_parent() -> Callable[[], None]:
-    """A `preexec_fn` that has the kernel send SIGTERM to the child when the thread that started it ends."""
+    """A `preexec_fn` that has the kernel send SIGTERM to the child when the thread that started it ends. It also keeps
+    all descriptors but stdio from the child; `pass_fds` does not go with it."""
     parent = os.getpid()
     if not sys.platform.startswith("linux"):
         return lambda: None
@@ -34,6 +36,12 @@ def end_with_parent() -> Callable[[], None]:
         if os.getppid() != parent:
             # The parent died before the kernel was told.
             os._exit(1)
+        # uvloop hands down the numbers it duplicates for its children's stdio: what a child starts in its turn, and
+        # what outlives it, would hold on to whatever reads our output.
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            if descriptor > 2:
+                with contextlib.suppress(OSError):  # the listing's own
+                    os.set_inheritable(descriptor, False)
 
     return prepare
 

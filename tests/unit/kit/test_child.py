@@ -11,6 +11,7 @@ from subprocess import SubprocessError
 from typing import Any
 
 import pytest
+import uvloop
 
 from conveyor_runtime.kit import identity
 from conveyor_runtime.kit.child import Child
@@ -149,3 +150,20 @@ async def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     async with asyncio.timeout(5):
         while identity.start_time(int(pid)) is not None:
             await asyncio.sleep(0.01)
+
+
+def test_it_gets_no_descriptors_but_the_usual_three(tmp_path: Path) -> None:
+    """What it starts in its turn, and what outlives it, would hold on to whatever reads our output."""
+    noted = tmp_path / "descriptors"
+    script = f"import os; found = os.listdir('/proc/self/fd'); open({str(noted)!r}, 'a').write(' '.join(found) + '\\n')"
+
+    async def one() -> list[str]:
+        child = child_of(f"{script}; import time; time.sleep(100)")
+        running = asyncio.create_task(child.run())
+        found = await until_line(noted, 4)
+        await child.stop(5)
+        running.cancel()
+        return found
+
+    # The loop the product runs on, which duplicates descriptors in a way of its own. The fourth is the listing's.
+    assert len(uvloop.run(one())) == 4
