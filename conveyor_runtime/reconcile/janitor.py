@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 from conveyor_runtime.errors import InfrastructureError
@@ -32,20 +32,28 @@ class Janitor:
         self._orchestra = orchestra
         self._installation = installation
         self._left_alone: set[str] = set()
+        self._spared_until: datetime | None = None
 
     async def run(self) -> None:
-        """A round at start, then one a minute, not in step with the other processes of the node."""
+        """A round at start, then one a minute, not in step with the other processes of the node, and one as soon as a
+        grace is over that was met: what ended just before its worker was killed is not to wait for both."""
         while True:
-            await self.round()
-            await asyncio.sleep(PERIOD * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, no secret
+            over = await self.round()
+            pause = PERIOD * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, no secret
+            if over is not None:
+                pause = min(pause, max(0.0, (over - utc_now()).total_seconds()) + random.uniform(1.0, 5.0))  # noqa: S311
+            await asyncio.sleep(pause)
 
-    async def round(self) -> None:
-        """One look at every backend; what cannot be judged now is judged in the next round."""
+    async def round(self) -> datetime | None:
+        """One look at every backend; what cannot be judged now is judged in the next round. Tells when the first of the
+        graces is over for which something was spared."""
+        self._spared_until = None
         for backend in self._orchestra.backends:
             try:
                 await reap(backend, self._installation, partial(self._is_dead, backend))
             except InfrastructureError as error:
                 log.warning("the janitor could not look at %s: %s", backend.name, error)
+        return self._spared_until
 
     async def _is_dead(self, backend: Backend, info: NamespaceInfo) -> bool:
         """Whether the owner ended long enough ago, was never recorded, or works on another node now.
@@ -63,9 +71,14 @@ class Janitor:
             return now - info.created_at > _YOUNG and not await self._is_beyond_the_backup(info)
         run = found.record
         if run.status.terminal:
-            return run.finished_at is not None and now - run.finished_at > GRACE
+            return run.finished_at is not None and self._is_over(run.finished_at + GRACE, now)
         owners = [owner for owner in info.owners if owner.run_id == info.run_id]
         return bool(owners) and all([await self._moved_away(owner, backend) for owner in owners])
+
+    def _is_over(self, grace: datetime, now: datetime) -> bool:
+        if now <= grace:
+            self._spared_until = min(self._spared_until or grace, grace)
+        return now > grace
 
     async def _is_beyond_the_backup(self, info: NamespaceInfo) -> bool:
         """Whether a run made this that came after the backup this store was restored from. The original may be running

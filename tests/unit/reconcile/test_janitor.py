@@ -116,6 +116,18 @@ async def test_services_live_with_their_resource(resource: str, age: float, reap
     assert place.closed == (["cv-i-x"] if reaped else [])
 
 
+@pytest.mark.parametrize(("ended", "over"), [(5, 25), (60, None)])
+async def test_it_tells_when_a_grace_it_met_is_over(ended: float, over: float | None) -> None:
+    state = State(MemoryStore())
+    await state.commit(Put(keys.run(RUN), run(Status.FAILED, ended=ended)))
+    janitor = Janitor(state, cast(Orchestra, SimpleNamespace(backends=[Place(9999)])), "i")
+    for _ in range(2):
+        found = await janitor.round()
+        assert (found is None) is (over is None)
+        if found is not None and over is not None:
+            assert (found - utc_now()).total_seconds() == pytest.approx(over, abs=5)
+
+
 async def test_nothing_is_reaped_while_the_store_cannot_tell() -> None:
     async def unreachable(run_id: str) -> Any:
         raise BusUnavailable("away")
