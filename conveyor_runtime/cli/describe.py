@@ -9,6 +9,7 @@ from typing import Any
 
 from conveyor_runtime.cli.noun import find_noun
 from conveyor_runtime.cli.output import age, between, clean, print_table, status_colour
+from conveyor_runtime.cli.schema import FIELD_COLUMNS, fields_of
 from conveyor_runtime.cli.watch import STEP_COLUMNS
 
 __all__ = ["print_description"]
@@ -26,6 +27,10 @@ def print_description(row: dict[str, Any], runs: list[dict[str, Any]]) -> None:
             continue
         if key.endswith("_at"):
             _field(key, f"{value} ({age(value)} ago)")
+        elif key == "schema" and (fields := fields_of(value)):
+            print("\nspec (-o yaml shows its JSON Schema)")
+            print_table(FIELD_COLUMNS, fields)
+            print()
         elif isinstance(value, dict | list):
             _field(key, "")
             _tree(value, 2)
@@ -42,6 +47,8 @@ def _print_run(run: dict[str, Any]) -> None:
     _field("resource", f"{resource['resource']}/{resource['name']} (generation {resource['generation']})")
     _field("event", run["event"])
     _field("pipeline", run["pipeline"] or "none: each driver of this type by itself")
+    if run["priority"]:
+        _field("priority", str(run["priority"]))
     _field("status", status_colour(run["status"], sys.stdout))
     if run["reason"]:
         _field("reason", run["reason"])

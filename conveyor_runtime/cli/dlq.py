@@ -28,10 +28,10 @@ dlq_app = typer.Typer(
 _COLUMNS = (
     Column("ID", lambda it: str(it["id"])),
     Column("KIND", lambda it: it["kind"]),
-    Column("AGE", lambda it: age(it["time"])),
+    Column("AGE", lambda it: age(it["time"]), spared=True),
     Column("RUN", lambda it: it["run_id"] or "-"),
-    Column("STEP", lambda it: it["step"] or "-"),
-    Column("SUBJECT", lambda it: it["subject"]),
+    Column("STEP", lambda it: it["step"] or "-", spared=True),
+    Column("SUBJECT", lambda it: it["subject"], spared=True),
     Column("REASON", lambda it: it["reason"]),
 )
 

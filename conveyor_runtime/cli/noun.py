@@ -83,10 +83,10 @@ def _resource_state(row: Row) -> str:
 _RESOURCE_COLUMNS = (
     Column("TYPE", lambda it: it["resource"]),
     Column("NAME", lambda it: it["name"]),
-    Column("GENERATION", lambda it: str(it["generation"])),
+    Column("GENERATION", lambda it: str(it["generation"]), spared=True),
     Column("STATE", _resource_state),
     Column("RUN", lambda it: it["active_run"] or it["last_run"] or "-"),
-    Column("AGE", lambda it: age(it["created_at"])),
+    Column("AGE", lambda it: age(it["created_at"]), spared=True),
 )
 
 
@@ -111,11 +111,15 @@ def _resources(type_: str | None) -> Noun:
 _RUN_COLUMNS = (
     Column("RUN", lambda it: it["run_id"]),
     Column("RESOURCE", lambda it: title_of(it["resource"])),
-    Column("EVENT", lambda it: it["event"]),
+    Column("EVENT", lambda it: it["event"], spared=True),
     Column("STATUS", lambda it: it["status"]),
-    Column("STEPS", lambda it: f"{sum(step['status'] == 'Succeeded' for step in it['steps'])}/{len(it['steps'])}"),
-    Column("AGE", lambda it: age(it["created_at"])),
-    Column("DURATION", lambda it: between(it["started_at"], it["finished_at"])),
+    Column(
+        "STEPS",
+        lambda it: f"{sum(step['status'] == 'Succeeded' for step in it['steps'])}/{len(it['steps'])}",
+        spared=True,
+    ),
+    Column("AGE", lambda it: age(it["created_at"]), spared=True),
+    Column("DURATION", lambda it: between(it["started_at"], it["finished_at"]), spared=True),
     Column("REASON", lambda it: it["reason"]),
 )
 
@@ -148,17 +152,17 @@ _DEFINITION_COLUMNS = (
 _PIPELINE_COLUMNS = (
     Column("NAME", lambda it: it["name"]),
     Column("RESOURCE", lambda it: it["resource"]),
-    Column("REVISION", lambda it: str(it["revision"])),
-    Column("STEPS", lambda it: ", ".join(step["id"] for step in [*it["steps"], *it["finally"]])),
+    Column("REVISION", lambda it: str(it["revision"]), spared=True),
+    Column("STEPS", lambda it: ", ".join(step["id"] for step in [*it["steps"], *it["finally"]]), spared=True),
     Column("DESCRIPTION", lambda it: it["description"]),
 )
 
 _DRIVER_COLUMNS = (
     Column("NAME", lambda it: it["name"]),
     Column("PROCESSES", lambda it: "?" if it["sdk"] == "foreign" else str(len(it["instances"]))),
-    Column("SLOTS", lambda it: str(sum(one["slots"] for one in it["instances"]))),
-    Column("TYPES", lambda it: ", ".join(it["types"])),
-    Column("EVENTS", lambda it: ", ".join(it["events"])),
+    Column("SLOTS", lambda it: str(sum(one["slots"] for one in it["instances"])), spared=True),
+    Column("TYPES", lambda it: ", ".join(it["types"]), spared=True),
+    Column("EVENTS", lambda it: ", ".join(it["events"]), spared=True),
     Column("NODES", lambda it: ", ".join(sorted({node for one in it["instances"] for node in one["nodes"]}))),
 )
 

@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["Column", "age", "between", "clean", "colour", "emit", "has_colour", "plain", "print_table", "status_colour"]
 
 
+#: Between two columns.
+_GAP = 3
+#: What a last column needs at least to be read when it is folded.
+_LAST = 24
+
+
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its title and how to get its cell from a row's dict."""
+    """A column of a table: its title and how to get its cell from a row's dict. A terminal that is too narrow for all
+    columns does without those that may be `spared`."""
 
     title: str
     cell: Callable[[dict[str, Any]], str]
+    spared: bool = False
 
 
 def plain(model: BaseModel, *without: str) -> dict[str, Any]:
@@ -84,28 +92,47 @@ def print_table(columns: Sequence[Column], rows: Iterable[dict[str, Any]], file:
     """A table: for a terminal fitted to its width, else aligned text that nothing cuts or wraps."""
     file = file or sys.stdout
     cells = [[clean(column.cell(row)).replace("\n", " ") for column in columns] for row in rows]
-    if file.isatty():
-        _print_fitted([column.title for column in columns], cells, file)
-        return
     lines = [[column.title for column in columns], *cells]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    if file.isatty():
+        _print_fitted(columns, widths, cells, file)
+        return
     for line in lines:
-        text = "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        text = (" " * _GAP).join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         print(text.rstrip(), file=file)
 
 
-def _print_fitted(titles: Sequence[str], rows: Sequence[Sequence[str]], file: TextIO) -> None:
+def _print_fitted(
+    columns: Sequence[Column], widths: Sequence[int], rows: Sequence[Sequence[str]], file: TextIO
+) -> None:
+    """The last column is folded into what the others leave of the terminal's width: those hold names to be copied."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*titles, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for column in table.columns[:-1]:
-        column.overflow = "fold"
+    console = Console(file=file, no_color=not has_colour(file), highlight=False)
+    kept = _kept(columns, widths, console.width)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for index in kept:
+        is_last = index == kept[-1]
+        table.add_column(columns[index].title, overflow="fold" if is_last else "ellipsis", no_wrap=not is_last)
     for row in rows:
-        table.add_row(*(Text(cell, style=_RICH_STYLES.get(cell, "")) for cell in row))
-    Console(file=file, no_color=not has_colour(file), highlight=False).print(table)
+        table.add_row(*(Text(row[index], style=_RICH_STYLES.get(row[index], "")) for index in kept))
+    console.print(table)
+
+
+def _kept(columns: Sequence[Column], widths: Sequence[int], most: int) -> list[int]:
+    """Which columns there is room for: all that may not be spared, and of the others the first ones."""
+    kept = list(range(len(columns)))
+
+    def needed() -> int:
+        return sum(widths[index] + _GAP for index in kept[:-1]) + min(widths[kept[-1]], _LAST)
+
+    for index in reversed(range(len(columns))):
+        if columns[index].spared and needed() > most:
+            kept.remove(index)
+    return kept
 
 
 # -- words ------------------------------------------------------------------------------------------------------

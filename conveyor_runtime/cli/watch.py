@@ -18,10 +18,10 @@ __all__ = ["STEP_COLUMNS", "LinePrinter", "print_closing", "wait", "watch"]
 
 STEP_COLUMNS = (
     Column("STEP", lambda it: it["id"]),
-    Column("DRIVER", lambda it: it["driver"]),
+    Column("DRIVER", lambda it: it["driver"], spared=True),
     Column("STATUS", lambda it: it["status"]),
-    Column("ATTEMPT", lambda it: str(it["attempt"]) if it["attempt"] else "-"),
-    Column("DURATION", lambda it: between(it["started_at"], it["finished_at"])),
+    Column("ATTEMPT", lambda it: str(it["attempt"]) if it["attempt"] else "-", spared=True),
+    Column("DURATION", lambda it: between(it["started_at"], it["finished_at"]), spared=True),
     Column("MESSAGE", lambda it: it["message"]),
 )
 

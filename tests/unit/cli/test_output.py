@@ -12,6 +12,7 @@ from conveyor_runtime.cli.documents import read_documents
 from conveyor_runtime.cli.errors import CliError, ExitCode, exit_code_of, explain
 from conveyor_runtime.cli.options import Format, is_loopback, listed
 from conveyor_runtime.cli.output import Column, age, between, clean, emit, print_table
+from conveyor_runtime.cli.schema import fields_of
 from conveyor_runtime.cli.watch import LinePrinter
 from conveyor_runtime.client import (
     ClientError,
@@ -56,6 +57,48 @@ def test_a_terminal_gets_colour_unless_nobody_wants_it(monkeypatch: pytest.Monke
     print_table(column, [{"status": "Failed"}], plain)
     assert "\x1b[3" not in plain.getvalue()
     assert "Failed" in plain.getvalue()
+
+
+def test_a_narrow_terminal_spares_columns_and_folds_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = (COLUMNS[0], Column("MORE", lambda it: "m" * 9, spared=True), COLUMNS[1])
+    rows = [{"name": "n" * 36, "words": "some words " * 5}]
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for width, more in ((80, True), (63, False)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        out = Terminal()
+        print_table(columns, rows, out)
+        lines = out.getvalue().splitlines()
+        assert ("m" * 9 in out.getvalue()) is more
+        assert "n" * 36 in lines[2], "what one copies is whole"
+        assert len(lines) > 3 and max(map(len, lines[1:])) <= width
+
+
+def test_a_schema_is_told_field_by_field() -> None:
+    schema = {
+        "properties": {
+            "a": {"type": "string", "description": "One.\nMore."},
+            "b": {"$ref": "#/$defs/B"},
+            "c": {"anyOf": [{"type": "array", "items": {"type": "integer"}}, {"enum": ["x", 1]}, {"type": "null"}]},
+            "d": {"type": "array", "items": {"$ref": "#/$defs/B"}, "default": [1]},
+            "e": True,
+        },
+        "required": ["a"],
+        "$defs": {"B": {"type": "object", "properties": {"n": {"type": ["number", "string"]}}}},
+    }
+    assert [tuple(field.values()) for field in fields_of(schema)] == [
+        ("a", "string", "(required)", "One."),
+        ("b", "object", "", ""),
+        ("b.n", "number | string", "", ""),
+        ("c", "[integer] | x | 1", "", ""),
+        ("d", "[object]", "[1]", ""),
+        ("d[].n", "number | string", "", ""),
+        ("e", "any", "", ""),
+    ]
+    endless = {"properties": {"a": {"$ref": "#"}, "b": {"anyOf": [{"$ref": "#/properties/b"}]}}}
+    assert [field["field"] for field in fields_of(endless)][:2] == ["a", "a.a"]
+    for odd in (None, True, {"type": "string"}, {"properties": []}, {"$ref": "#/nowhere"}):
+        assert fields_of(odd) == []
 
 
 def test_one_thing_or_several_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
