@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterable
 from functools import cache
+from glob import escape, glob
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,9 +26,28 @@ def installed() -> Iterable[EntryPoint]:
     return entry_points(group=GROUP)
 
 
+@cache
 def driver_names() -> list[str]:
-    """Names of all installed drivers."""
-    return sorted(point.name for point in installed())
+    """Names of all installed drivers.
+
+    Read from the files that tell them: loading importlib.metadata for it doubled what `--help` takes beyond Typer.
+    """
+    names = set()
+    for folder in dict.fromkeys(sys.path):
+        for path in glob(f"{escape(folder or '.')}/*-info/entry_points.txt"):
+            with contextlib.suppress(OSError, UnicodeDecodeError), open(path, encoding="utf-8") as file:
+                names |= _names_in(file)
+    return sorted(names)
+
+
+def _names_in(lines: Iterable[str]) -> set[str]:
+    names, section = set(), ""
+    for line in map(str.strip, lines):
+        if line.startswith("["):
+            section = line
+        elif section == f"[{GROUP}]" and "=" in line and not line.startswith("#"):
+            names.add(line.partition("=")[0].strip())
+    return names
 
 
 def summary_of(name: str) -> str:

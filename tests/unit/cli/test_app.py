@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from importlib.metadata import entry_points
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,18 @@ from conveyor_runtime.orchestra.docker.demo_image import root_of, static_busybox
 from conveyor_runtime.reconcile import loader
 
 #: Loaded by commands that use them, never by others. (Typer itself loads pydantic, to convert parameters.)
-HEAVY = ("asyncio", "docker", "fastapi", "httpx2", "nats", "rich", "ruamel", "starlette", "uvicorn", "uvloop")
+HEAVY = (
+    "asyncio",
+    "docker",
+    "fastapi",
+    "httpx2",
+    "nats",
+    "rich",
+    "ruamel",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+)
 
 
 def _help(*path: str) -> str:
@@ -42,11 +54,12 @@ def _commands() -> list[str]:
     "arguments", [("--version",), ("--help",), ("builder", "--help"), ("driver", "list"), ("get",)]
 )
 def test_nothing_heavy_is_loaded(arguments: tuple[str, ...]) -> None:
+    heavy = (*HEAVY, "importlib.metadata") if arguments == ("--help",) else HEAVY
     code = (
         "import sys; sys.argv = ['conveyor', *sys.argv[1:]]\n"
         "from conveyor_runtime.cli.app import run\n"
         "run()\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+        f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
@@ -101,6 +114,16 @@ def test_a_short_help_is_never_cut_off() -> None:
 def test_the_drivers_group_is_the_loaders() -> None:
     assert loader.GROUP == installed.GROUP
     assert installed.driver_names() == sorted(loader.installed_drivers())
+
+
+def test_drivers_are_found_wherever_packages_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "[odd]" / "mine-1.0.dist-info"
+    folder.mkdir(parents=True)
+    told = "[console_scripts]\nx = y:z\n\n[conveyor.drivers]\n# none = a:b\nmine = mine:driver\nmine-too=mine:second\n"
+    (folder / "entry_points.txt").write_text(told)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "nothing"), str(folder.parent)])
+    assert installed.driver_names.__wrapped__() == sorted(it.name for it in entry_points(group=installed.GROUP))
+    assert installed.driver_names.__wrapped__() == ["mine", "mine-too"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

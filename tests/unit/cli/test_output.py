@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,8 @@ def test_a_schema_is_told_field_by_field() -> None:
     ]
     endless = {"properties": {"a": {"$ref": "#"}, "b": {"anyOf": [{"$ref": "#/properties/b"}]}}}
     assert [field["field"] for field in fields_of(endless)][:2] == ["a", "a.a"]
-    for odd in (None, True, {"type": "string"}, {"properties": []}, {"$ref": "#/nowhere"}):
+    odds: list[Any] = [None, True, {"type": "string"}, {"properties": []}, {"$ref": "#/nowhere"}]
+    for odd in odds:
         assert fields_of(odd) == []
 
 
