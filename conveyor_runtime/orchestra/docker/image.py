@@ -70,7 +70,8 @@ def pull_error(image: str, message: str) -> ImageNotFound | BackendUnavailable:
     """What the engine's complaint means: no use trying again, or perhaps later."""
     if any(words in message.lower() for words in _NOT_THERE):
         return ImageNotFound(f"cannot pull {image}: {message}")
-    return BackendUnavailable(f"cannot pull {image} now: {message}")
+    without = "without a network, name an image that docker has already, or use --backend native, which needs none"
+    return BackendUnavailable(f"cannot pull {image} now: {message} ({without})")
 
 
 def _refine(image: str, error: Exception) -> Exception:
