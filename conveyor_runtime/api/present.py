@@ -21,6 +21,7 @@ def resource_fields(record: ResourceRecord, results: dict[str, str] | None = Non
         resource=resource.resource,
         metadata={**resource.metadata, **(results or {})},
         spec=resource.spec,
+        priority=record.priority,
         generation=record.generation,
         observed_generation=record.observed_generation,
         active_run=record.active.run_id if record.active else None,

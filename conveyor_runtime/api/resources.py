@@ -45,7 +45,7 @@ Force = Annotated[bool, Query(description="Ask no driver to clean up; a delete u
 def draft_of(document: dict[str, Any]) -> Draft:
     """The draft a body holds. Raises InvalidInput."""
     draft = parse_draft(ResourceDraft, document, "the resource", UpdatedResource)
-    return Draft(draft.resource, draft.name, draft.spec, draft.pipeline, draft.metadata)
+    return Draft(draft.resource, draft.name, draft.spec, draft.pipeline, draft.metadata, draft.priority)
 
 
 @router.post("/resources", status_code=201, **takes(ResourceDraft))

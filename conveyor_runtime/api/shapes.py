@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from conveyor_runtime.models import DriverRecord, LogLine, Model, PipelineSpec, ResourceDefinition
+from conveyor_runtime.models import MAX_PRIORITY, DriverRecord, LogLine, Model, PipelineSpec, ResourceDefinition
 
 
 def _absent(value: object) -> bool:
@@ -15,13 +15,15 @@ def _absent(value: object) -> bool:
 
 
 class ResourceDraft(Model):
-    """A resource as a client writes it; what the server adds when it shows one is taken no notice of."""
+    """A resource as a client writes it; what the server adds when it shows one is taken no notice of. Runs of a higher
+    `priority` are begun before others that wait for the same driver."""
 
     name: str = ""
     resource: str = ""
     spec: Any = None
     pipeline: str | None = None
     metadata: dict[str, Any] | None = None
+    priority: int = Field(default=0, ge=0, le=MAX_PRIORITY, strict=True)
 
 
 class PipelineDraft(PipelineSpec):
@@ -81,6 +83,7 @@ class ResourceView(BaseModel):
     resource: str
     metadata: dict[str, str]
     spec: Any
+    priority: int
     generation: int
     observed_generation: int
     active_run: str | None

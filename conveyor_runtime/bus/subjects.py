@@ -23,6 +23,7 @@ __all__ = [
     "matches",
     "node_consumer",
     "node_dispatch",
+    "overtake_hint",
     "step_dispatch",
 ]
 
@@ -94,6 +95,11 @@ def kv(key: str) -> str:
 def cancel_hint(run_id: str) -> str:
     """Where workers are told to look at a run at once; in no stream, so a lost hint costs only time."""
     return f"cv.hint.cancel.{check_token(run_id, 'run id')}"
+
+
+def overtake_hint(driver: str) -> str:
+    """Where the workers of a driver are told that a dispatch comes before others; in no stream, as above."""
+    return f"cv.hint.overtake.{check_token(driver, 'driver')}"
 
 
 def dead_letter(kind: str) -> str:

@@ -41,6 +41,7 @@ class QueuedRun(Model):
 class ResourceInfo(Resource[Any]):
     """A resource and the runs it owes. `run_id` is the run an update led to, empty when none was needed."""
 
+    priority: int = 0
     generation: int = 0
     observed_generation: int = 0
     active_run: str | None = None

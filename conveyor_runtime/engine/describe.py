@@ -24,6 +24,7 @@ def describe_run(
         event=run.event,
         resource=RunResource(resource=run.type, name=run.name, generation=run.generation),
         pipeline=run.pipeline,
+        priority=run.priority,
         created_at=run.created_at,
         started_at=min(starts, default=None),
         finished_at=run.finished_at,

@@ -7,11 +7,13 @@ import secrets
 import orjson
 
 from conveyor_runtime.bus import Bus, Committer, Message, Receipt, subjects
+from conveyor_runtime.engine.overtaking import put_ahead
 from conveyor_runtime.errors import BusError
-from conveyor_runtime.models import PlannedStep, Resource, RunRecord, StepState
+from conveyor_runtime.models import Overtaker, PlannedStep, Resource, RunRecord, StepState
 from conveyor_runtime.models.message import (
     H_ATTEMPT,
     H_ISSUE,
+    H_PRIORITY,
     H_RUN,
     H_STEP,
     H_TAKEOVER,
@@ -42,7 +44,12 @@ class Dispatcher:
         """Publish the dispatch of a step as its state says. Raises UndeliverableError, BusUnavailable."""
         message = await self._message(run, step, state)
         metrics.DISPATCHES_PUBLISHED.inc()
-        return (await self._committer.commit([message]))[0]
+        receipt = (await self._committer.commit([message]))[0]
+        if H_PRIORITY in (message.headers or ()):
+            numbers = {"run_id": run.run_id, "step": step.id, "attempt": state.attempt, "takeover": state.takeover}
+            ahead = Overtaker(priority=run.priority, seq=receipt.seq, node=state.node, **numbers)
+            await put_ahead(self._state, self._bus, step.driver, ahead)
+        return receipt
 
     async def keep_letter(self, run: RunRecord, step: PlannedStep, state: StepState, reason: str) -> None:
         """Keep a copy of the step's dispatch as a dead letter: nobody could work on it."""
@@ -76,6 +83,8 @@ class Dispatcher:
         }
         if step.timeout is not None:
             headers[H_TIMEOUT] = str(step.timeout)
+        if run.priority and not foreign:
+            headers[H_PRIORITY] = str(run.priority)
         data = orjson.dumps(body)
         if len(data) + 1024 > self._bus.max_payload:
             raise UndeliverableError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from conveyor_runtime.engine import plans
@@ -24,6 +24,7 @@ class Draft:
     spec: Any
     pipeline: str | None = None
     metadata: Mapping[str, str] | None = None
+    priority: int = 0
 
 
 class DraftChecker:
@@ -37,7 +38,7 @@ class DraftChecker:
     async def check(self, draft: Draft) -> tuple[Draft, tuple[PlannedStep, ...] | None]:
         """The draft as it will be stored, and the plan of its runs (None = a direct run)."""
         check_names(draft)
-        draft = Draft(draft.type, draft.name, draft.spec, draft.pipeline or None, own_metadata(draft.metadata))
+        draft = replace(draft, pipeline=draft.pipeline or None, metadata=own_metadata(draft.metadata))
         if draft.type == PIPELINE:
             return await self._check_pipeline(draft), None
         definition = await self._definitions.find(draft.type)
@@ -53,7 +54,7 @@ class DraftChecker:
         if await self._definitions.find(spec.resource) is None:
             raise Unprocessable(f"there is no resource definition named {spec.resource}, which the pipeline is for")
         stored = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return Draft(draft.type, draft.name, stored, None, draft.metadata)
+        return replace(draft, spec=stored, pipeline=None)
 
     async def _plan(self, type_: str, pipeline: str) -> tuple[PlannedStep, ...]:
         if not is_name(pipeline):

@@ -74,6 +74,7 @@ class Intake:
             pipeline=draft.pipeline,
             metadata=dict(draft.metadata or {}),
             spec=draft.spec,
+            priority=draft.priority,
             created_at=now,
             updated_at=now,
         )
@@ -87,7 +88,7 @@ class Intake:
         return Accepted(record, stored, run.run_id if run else "", created=True)
 
     async def update(self, draft: Draft, *, create_missing: bool = False) -> Accepted:
-        """Replace a resource's spec, pipeline and, if given, metadata. What changes nothing makes nothing.
+        """Replace a resource's spec, pipeline, priority and, if given, metadata. What changes nothing makes nothing.
 
         `create_missing` creates it where there is none (apply).
         """
@@ -213,12 +214,13 @@ class Intake:
         """The record with the draft in it, and whether that calls for a run; the same object if nothing changes."""
         metadata = old.metadata if draft.metadata is None else dict(draft.metadata)
         new_generation = draft.spec != old.spec or draft.pipeline != old.pipeline
-        if not new_generation and metadata == old.metadata:
+        if not new_generation and (metadata, draft.priority) == (old.metadata, old.priority):
             return old, False
         update = {
             "metadata": metadata,
             "spec": draft.spec,
             "pipeline": draft.pipeline,
+            "priority": draft.priority,
             "generation": old.generation + (1 if new_generation else 0),
             "revision": old.revision + 1,
             "updated_at": self._transitions.now(),

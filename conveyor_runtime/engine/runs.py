@@ -30,6 +30,7 @@ def new(
         status=Status.ACCEPTED,
         pipeline=pipeline,
         resource=record.as_resource(),
+        priority=record.priority,
         plan=plan,
         created_at=now,
     )
@@ -48,6 +49,7 @@ def again(run: RunRecord, resource: Resource, now: datetime) -> tuple[RunRecord,
         status=Status.ACCEPTED,
         pipeline=run.pipeline,
         resource=resource,
+        priority=run.priority,
         plan=None if direct else run.plan,
         created_at=now,
     )

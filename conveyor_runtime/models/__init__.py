@@ -13,11 +13,21 @@ from conveyor_runtime.models.base import (
     parse_duration,
     utc_now,
 )
-from conveyor_runtime.models.fleet import LEASE_SILENCE, DriverRecord, Instance, Meta, NodeUse, RateState, Use
+from conveyor_runtime.models.fleet import (
+    LEASE_SILENCE,
+    DriverRecord,
+    Instance,
+    Meta,
+    NodeUse,
+    Overtaker,
+    Overtakers,
+    RateState,
+    Use,
+)
 from conveyor_runtime.models.log import LogLine
 from conveyor_runtime.models.message import DriverMessage, DriverResultEvent, PipelineEvent
 from conveyor_runtime.models.pipeline import PipelineSpec, Step
-from conveyor_runtime.models.resource import Entry, Resource, ResourceDefinition, ResourceRecord
+from conveyor_runtime.models.resource import MAX_PRIORITY, Entry, Resource, ResourceDefinition, ResourceRecord
 from conveyor_runtime.models.result import LONGEST_REQUEUE, MAX_DATA, DriverResult, Status, StepResult, short
 from conveyor_runtime.models.run import ENGINE, Cancel, Claim, PlannedStep, RunRecord, StepState, run_made_at
 from conveyor_runtime.models.view import Run, RunResource, RunStep
@@ -27,6 +37,7 @@ __all__ = [
     "LEASE_SILENCE",
     "LONGEST_REQUEUE",
     "MAX_DATA",
+    "MAX_PRIORITY",
     "NAME_RULE",
     "Cancel",
     "Claim",
@@ -42,6 +53,8 @@ __all__ = [
     "Model",
     "Name",
     "NodeUse",
+    "Overtaker",
+    "Overtakers",
     "PipelineEvent",
     "PipelineSpec",
     "PlannedStep",

@@ -80,6 +80,30 @@ class RateState(Model):
     full_at: datetime
 
 
+class Overtaker(Model):
+    """A dispatch that comes before those of less priority: its numbers, its node (None = any), its message."""
+
+    priority: int
+    seq: int
+    run_id: str
+    step: str
+    attempt: int
+    takeover: int
+    node: str | None = None
+
+    @property
+    def numbers(self) -> tuple[str, str, int, int]:
+        """What names its attempt and takeover."""
+        return (self.run_id, self.step, self.attempt, self.takeover)
+
+
+class Overtakers(Model):
+    """`overtakers.<driver>`: the dispatches of a driver that may be worked on before their turn, the first one first.
+    Some may have been begun meanwhile."""
+
+    waiting: tuple[Overtaker, ...] = ()
+
+
 class Meta(Model):
     """`meta.epoch`: who this installation is; the epoch changes when the store is restored from a backup."""
 

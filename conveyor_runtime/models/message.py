@@ -18,6 +18,7 @@ H_ATTEMPT = "Cv-Attempt"
 H_TAKEOVER = "Cv-Takeover"
 H_ISSUE = "Cv-Issue"
 H_TIMEOUT = "Cv-Timeout"
+H_PRIORITY = "Cv-Priority"
 H_RESULT = "Cv-Result"
 H_REASON = "Cv-Reason"
 

@@ -10,6 +10,9 @@ from typing_extensions import TypeVar
 
 from conveyor_runtime.models.base import Model
 
+#: The highest priority; the lowest, and that of resources which name none, is 0.
+MAX_PRIORITY = 9
+
 SpecT = TypeVar("SpecT", default=dict[str, Any])
 
 
@@ -68,7 +71,7 @@ class ResourceRecord(Model):
 
     `generation` counts changes of spec or pipeline, `revision` any change (Conveyor's `metadata.version`).
     `observed_generation` is the newest that a run succeeded with, `ended_generation` the newest that a run ended of,
-    however it ended.
+    however it ended. Of runs that wait for the same driver, those of a higher `priority` are begun first.
     """
 
     id: str
@@ -77,6 +80,7 @@ class ResourceRecord(Model):
     pipeline: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     spec: Any = None
+    priority: int = 0
     generation: int = 1
     revision: int = 1
     observed_generation: int = 0

@@ -119,6 +119,7 @@ class RunRecord(Model):
     reason: str = ""
     pipeline: str | None = None
     resource: Resource | None = None
+    priority: int = 0
     plan: tuple[PlannedStep, ...] | None = None
     steps: dict[str, StepState] = Field(default_factory=dict)
     cancel: Cancel | None = None

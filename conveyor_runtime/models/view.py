@@ -47,6 +47,7 @@ class Run(Model):
     event: str = ""
     resource: RunResource
     pipeline: str | None = None
+    priority: int = 0
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -22,6 +22,7 @@ from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.invoke import Stop, Threads
 from conveyor_runtime.reconcile.janitor import Janitor
 from conveyor_runtime.reconcile.lease import Lease, LeaseLostError
+from conveyor_runtime.reconcile.overtaking import Overtaking
 from conveyor_runtime.reconcile.plain import PlainDispatch
 from conveyor_runtime.reconcile.rate import RateGate, RateLimit
 from conveyor_runtime.reconcile.registration import Registration
@@ -93,6 +94,7 @@ class DriverManager:
                 stuck=self._stuck,
             )
         )
+        self._overtaking = Overtaking(driver.name, nodes, deps.bus, deps.state)
         self._handlers: set[asyncio.Task[None]] = set()
         self._drain = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -123,6 +125,7 @@ class DriverManager:
             for consumer, make in self._registration.consumers().items()
         ]
         unsubscribe = await self._deps.bus.subscribe_core(subjects.ANY_CANCEL_HINT, lambda message: self._look.set())
+        stop_overtaking = await self._overtaking.listen()
         side: list[Coroutine[Any, Any, None]] = [
             self._lease.run(self._look.set, lambda: self._stop_jobs(Stop.LEASE)),
             self._watch_jobs(),
@@ -147,6 +150,7 @@ class DriverManager:
                 task.cancel()
             await asyncio.wait(tasks)
             await unsubscribe()
+            await stop_overtaking()
             self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _slots(self) -> Slots:
@@ -169,8 +173,14 @@ class DriverManager:
     async def _handle(self, delivery: Delivery) -> None:
         """One delivery, whatever happens: a failure of ours gives it back instead of blocking others."""
         try:
-            if self._gate is None or await self._gate.lets_pass(delivery):
-                await self._dispatch.handle(delivery)
+            while self._gate is None or await self._gate.lets_pass(delivery):
+                first = await self._overtaking.before(delivery)
+                await self._dispatch.handle(first or delivery)
+                if first is None:
+                    return
+                if self._drain.is_set():
+                    await delivery.nak()
+                    return
         except InfrastructureError as error:
             log.warning("a delivery on %s is given back: %s", delivery.subject, error)
             await delivery.nak(2.0)

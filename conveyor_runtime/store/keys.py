@@ -56,6 +56,11 @@ def rate(driver: str) -> str:
     return f"rate.{driver}"
 
 
+def overtakers(driver: str) -> str:
+    """The dispatches of a driver that come before others."""
+    return f"overtakers.{driver}"
+
+
 def definition(type_: str) -> str:
     """A resource definition."""
     return f"definition.{type_}"

@@ -17,6 +17,7 @@ from conveyor_runtime.models import (
     Meta,
     Model,
     NodeUse,
+    Overtakers,
     RateState,
     Resource,
     ResourceDefinition,
@@ -138,6 +139,10 @@ class State:
     async def rate(self, driver: str) -> Versioned[RateState] | None:
         """A driver's token bucket, from the leader."""
         return await self._read(keys.rate(driver), RateState)
+
+    async def overtakers(self, driver: str) -> Versioned[Overtakers] | None:
+        """The dispatches of a driver that come before others, from the leader."""
+        return await self._read(keys.overtakers(driver), Overtakers)
 
     async def definition(self, type_: str) -> Versioned[ResourceDefinition] | None:
         """A definition, from the leader."""

@@ -246,3 +246,24 @@ async def test_what_is_in_use_is_not_deleted(world: World) -> None:
         assert (await world.http.delete(f"/resources/app/{name}")).status_code == 202
     assert (await world.http.delete("/resource-definitions/app")).status_code == 204
     assert (await world.http.delete("/pipelines/p")).status_code == 204
+
+
+async def test_a_priority_is_kept_shown_and_pinned_by_runs(world: World) -> None:
+    document = {"name": "a", "resource": "app", "spec": {"x": 1}, "priority": 7}
+    run_id = (await world.post("/resources", document))["runid"]
+    assert (await world.get(f"/runs/{run_id}"))["priority"] == 7
+    await world.run_steps(run_id)
+    answer = await world.http.put("/resources/app/a", json={**document, "priority": 2})
+    assert (answer.json()["priority"], answer.json()["runid"]) == (2, ""), "it makes a revision, but no run"
+    again = await world.http.post(f"/runs/{run_id}/rerun")
+    assert again.json()["priority"] == 2
+    answer = await world.http.put("/resources/app/a", json={"spec": {"x": 2}})
+    assert answer.json()["priority"] == 0
+
+
+@pytest.mark.parametrize("priority", [-1, 10, 1.5, "5", True, None])
+async def test_a_priority_is_a_whole_number_from_0_to_9(world: World, priority: object) -> None:
+    document = {"name": "a", "resource": "app", "spec": {}, "priority": priority}
+    answer = await world.http.post("/resources", json=document)
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["pointer"] == "/priority"

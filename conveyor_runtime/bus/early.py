@@ -1,0 +1,31 @@
+"""A stored message that is worked on before its turn, in the place of a delivery."""
+
+from __future__ import annotations
+
+from conveyor_runtime.bus.puller import Delivery
+from conveyor_runtime.bus.wire import StoredMsg
+
+__all__ = ["EarlyDelivery"]
+
+
+class EarlyDelivery(Delivery):
+    """Like the delivery of `message`, which is still to come: so what is answered to this one is told to nobody.
+
+    Slot and hold on the server are those of `place`, whose holder answers for it afterwards.
+    """
+
+    def __init__(self, place: Delivery, message: StoredMsg) -> None:
+        self._place = place
+        self.subject = message.subject
+        self.data = message.data
+        self.headers = message.headers
+        self.stream_seq = message.seq
+        self.num_delivered = 1
+        self.time = message.time
+
+    def in_progress(self) -> None:
+        """Still at it: the place is held."""
+        self._place.in_progress()
+
+    def _settle(self, answer: bytes, *, late: bool) -> None:
+        pass
