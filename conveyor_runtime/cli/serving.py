@@ -119,7 +119,8 @@ def serve(
     """
     start_logging(log_level, log_format)
     from conveyor_runtime.config import ApiSettings, BusSettings
-    from conveyor_runtime.daemon.run import run_serve
+    from conveyor_runtime.daemon.run import run_up
+    from conveyor_runtime.daemon.up import UpSettings
 
     token = token or globals_of(ctx).token
     _warn_if_open(host, token)
@@ -132,8 +133,16 @@ def serve(
         replicas=replicas,
         accept_loss=accept_loss,
     )
+    settings = UpSettings(
+        bus=bus,
+        api=ApiSettings(host=host, port=api_port, token=token),
+        drivers=(),
+        ready_file=ready_file,
+        # An operator's own version of what ships is not written over by every process that starts.
+        renew_shipped=False,
+    )
     with _naming_variable(ctx, nats_url):
-        raise typer.Exit(run_serve(bus, ApiSettings(host=host, port=api_port, token=token), ready_file))
+        raise typer.Exit(run_up(settings))
 
 
 def start_logging(level: str, form: str) -> None:

@@ -20,12 +20,13 @@ from datetime import datetime
 from pathlib import Path
 
 from conveyor_runtime import __version__
-from conveyor_runtime.bus import Bus, Committer, EmbeddedServer
+from conveyor_runtime.bus import Bus, EmbeddedServer
 from conveyor_runtime.bus.snapshot import CHUNK, Snapshot, restore_stream
 from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, is_ours, stream_info
+from conveyor_runtime.daemon.connect import state_on
 from conveyor_runtime.errors import BusError, ConfigError, RevisionConflict
 from conveyor_runtime.models import utc_now
-from conveyor_runtime.store import KvStore, Put, State, keys
+from conveyor_runtime.store import Put, State, keys
 from conveyor_runtime.store.integrity import HighWater
 
 ORDER = (RESULTS, STATE, MESSAGES, LOGS, DLQ)
@@ -68,7 +69,7 @@ async def _backup(file: Path, nats_url: str) -> Told:
     try:
         if not await is_ours(bus):
             raise ConfigError("there is no Conveyor Runtime on this bus: nothing to back up")
-        async with state_of(bus) as state:
+        async with state_on(bus) as state:
             meta = await state.ensure_meta()
         at, messages = utc_now().isoformat(), 0
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)  # specs may hold secrets
@@ -126,7 +127,7 @@ async def _restore(file: Path, nats_url: str, data_dir: Path) -> Told:
 
 async def _begin_anew(bus: Bus, data_dir: Path, backup_at: datetime, *, embedded: bool) -> None:
     """A new epoch: whoever knew the store before must notice that it is another."""
-    async with state_of(bus) as state:
+    async with state_on(bus) as state:
         await new_epoch(state, backup_at)
         if embedded:
             mark = HighWater.read(data_dir / MARKS, EMBEDDED)
@@ -169,15 +170,6 @@ async def _fresh_bus(nats_url: str, data_dir: Path) -> AsyncIterator[Bus]:
             await bus.close()
     finally:
         await server.stop(grace=60)
-
-
-@asynccontextmanager
-async def state_of(bus: Bus) -> AsyncIterator[State]:
-    committer = Committer(bus, STATE)
-    try:
-        yield State(KvStore(bus, committer))
-    finally:
-        await committer.close()
 
 
 def _opened(file: Path) -> zipfile.ZipFile:

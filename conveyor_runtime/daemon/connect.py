@@ -1,10 +1,15 @@
-"""The connection of any process of ours to its bus."""
+"""The connection of any process of ours to its bus, and to the state on it."""
 
 from __future__ import annotations
 
-from conveyor_runtime.bus import Bus
-from conveyor_runtime.bus.streams import ensure_streams, is_foreign_engine
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from conveyor_runtime.bus import Bus, Committer
+from conveyor_runtime.bus.streams import STATE, ensure_streams, is_foreign_engine
 from conveyor_runtime.errors import ConfigError
+from conveyor_runtime.store import KvStore, State, View
+from conveyor_runtime.telemetry import metrics
 
 
 async def connect(url: str, *, name: str, patience: float = 10.0, replicas: int | None = None) -> Bus:
@@ -37,3 +42,15 @@ async def connect_driver(url: str, *, name: str, patience: float = 10.0) -> tupl
         await bus.close()
         raise
     return bus, plain
+
+
+@asynccontextmanager
+async def state_on(bus: Bus) -> AsyncIterator[State]:
+    """The state on our own bus, written through one committer; its view follows once it is started."""
+    committer = Committer(bus, STATE)
+    metrics.observe_committer(STATE, committer.stats)
+    store = KvStore(bus, committer)
+    try:
+        yield State(store, View(store))
+    finally:
+        await committer.close()

@@ -15,13 +15,13 @@ import uvicorn
 from conveyor_runtime.api import Services, create_app
 from conveyor_runtime.bus import Bus, Committer, Puller, Slots, subjects
 from conveyor_runtime.bus.guard import guard_streams
-from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STATE
+from conveyor_runtime.bus.streams import MESSAGES, RESULTS
 from conveyor_runtime.config import ApiSettings
 from conveyor_runtime.engine import Engine, Intake, intray
 from conveyor_runtime.engine.sweep import Sweep
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.supervisor import supervise
-from conveyor_runtime.store import KvStore, LogStore, State, View
+from conveyor_runtime.store import LogStore, State
 from conveyor_runtime.store.integrity import watch_epoch
 from conveyor_runtime.telemetry import metrics
 
@@ -45,20 +45,16 @@ class Control:
 
 @asynccontextmanager
 async def control_plane(
-    bus: Bus, settings: ApiSettings, disk_is_full: Callable[[], bool] = lambda: False
+    bus: Bus, state: State, settings: ApiSettings, disk_is_full: Callable[[], bool] = lambda: False
 ) -> AsyncIterator[Control]:
-    """API and engine for as long as the block lasts; a part that fails ends the block with its exception.
+    """API and engine for as long as the block lasts, which a part that fails ends with its exception.
 
     Raises ConfigError if the address cannot be bound.
     """
     with _listen(settings) as listener:
-        committer = Committer(bus, STATE)
         messages = Committer(bus, MESSAGES)
-        metrics.observe_committer(STATE, committer.stats)
         metrics.observe_committer(MESSAGES, messages.stats)
-        store = KvStore(bus, committer)
-        view = View(store)
-        state = State(store, view)
+        view = state.view
 
         make_consumer = partial(intray.make_consumer, bus)
         await make_consumer()
@@ -102,7 +98,6 @@ async def control_plane(
             await asyncio.wait({parts}, timeout=10)
             await engine.close()
             await messages.close()
-            await committer.close()
             await view.stop()
 
 

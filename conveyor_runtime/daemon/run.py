@@ -5,16 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Self
 
-from conveyor_runtime.config import ApiSettings, BusSettings
-from conveyor_runtime.daemon.connect import connect
-from conveyor_runtime.daemon.control import control_plane
-from conveyor_runtime.daemon.soundness import sound_store
-from conveyor_runtime.daemon.up import Running, UpSettings, bus_url, register_shipped, up
+from conveyor_runtime.daemon.up import Running, UpSettings, up
 from conveyor_runtime.daemon.worker import run_loop
 from conveyor_runtime.kit.notify import Notifier
 from conveyor_runtime.kit.shutdown import on_signals
@@ -23,39 +17,10 @@ from conveyor_runtime.security.redaction import redact_url
 
 log = logging.getLogger(__name__)
 
-#: In the data directory, always: what `--ready-file` writes elsewhere. Driver commands look for it.
-READY_FILE = "ready.json"
-
-
-def run_serve(bus: BusSettings, api: ApiSettings, ready_file: Path | None) -> int:
-    """Run API and engine until a signal; the exit code. Raises ConfigError, BusError."""
-    return run_loop(_serve(bus, api, ready_file))
-
 
 def run_up(settings: UpSettings) -> int:
-    """Run everything until a signal; the exit code. Raises ConfigError, BusError."""
+    """Run it all until a signal; the exit code. Raises ConfigError, BusError, OSError."""
     return run_loop(_up(settings))
-
-
-async def _serve(bus_settings: BusSettings, api: ApiSettings, ready_file: Path | None) -> int:
-    async with AsyncExitStack() as stack:
-        signals = stack.enter_context(_Signals())
-        await stack.enter_async_context(signals.notifier.alive())
-        url, disk_is_full = await stack.enter_async_context(bus_url(bus_settings))
-        bus = await connect(url, name="conveyor-control", patience=30.0, replicas=bus_settings.replicas)
-        stack.push_async_callback(bus.close)
-        await stack.enter_async_context(sound_store(bus, bus_settings))
-        control = await stack.enter_async_context(control_plane(bus, api, disk_is_full))
-        # An operator's own version of what ships is not written over by every process that starts.
-        await register_shipped(control, renew=False)
-        running = Running(control.url, url, api.token, control)
-        if ready_file is not None:
-            running.write(ready_file)
-            stack.callback(ready_file.unlink, missing_ok=True)
-        stack.enter_context(_told_in(bus_settings.data_dir, running))
-        _say_ready(running)
-        await signals.wait(running)
-    return 0
 
 
 async def _up(settings: UpSettings) -> int:
@@ -64,31 +29,11 @@ async def _up(settings: UpSettings) -> int:
             backend = _backend(running)
             if backend == "native" and settings.driver.backend == "auto":
                 log.warning("no Docker engine answers: builds run on this machine without isolation")
-            with _told_in(settings.bus.data_dir, running):
-                _say_ready(running, backend)
-                await signals.wait(running)
+            _say_ready(running, backend)
+            await signals.wait(running)
+            if running.children:
                 log.info("stopping: running work is finished or handed over first; once more to hurry")
     return 0
-
-
-@contextmanager
-def _told_in(folder: Path, running: Running) -> Iterator[None]:
-    """The addresses in `folder` for as long as the block lasts: for commands that are run where `up` was."""
-    path = folder / READY_FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        running.write(path)
-        told = path.read_bytes()
-    except OSError as error:  # with a bus elsewhere, nothing else needs the folder
-        log.warning("%s cannot be written: %s; driver commands need --nats-url then", path, error.strerror or error)
-        yield
-        return
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if path.read_bytes() == told:  # another `serve` may have told its own meanwhile
-                path.unlink()
 
 
 class _Signals:
@@ -140,6 +85,6 @@ def _backend(running: Running) -> str:
     return ""
 
 
-def _say_ready(running: Running, backend: str = "") -> None:
+def _say_ready(running: Running, backend: str) -> None:
     line = f"ready: API {running.api_url} NATS {redact_url(running.nats_url)}"
     print(f"{line} backend {backend}" if backend else line, flush=True)  # noqa: T201 - the one line

@@ -1,9 +1,9 @@
-"""Everything in one process tree: nats-server, API and engine, one child process per driver."""
+"""`up`: everything in one process tree, nats-server, API and engine, and a child process per driver. `serve` is that
+without drivers, and how any process of ours with an API is put together."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -16,8 +16,9 @@ from pathlib import Path
 import pipelines
 from conveyor_runtime.bus import EmbeddedServer
 from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
-from conveyor_runtime.daemon.connect import connect
+from conveyor_runtime.daemon.connect import connect, state_on
 from conveyor_runtime.daemon.control import Control, control_plane, fail_together
+from conveyor_runtime.daemon.ready import told
 from conveyor_runtime.daemon.soundness import sound_store
 from conveyor_runtime.engine import Draft
 from conveyor_runtime.errors import ConfigError
@@ -45,11 +46,13 @@ class UpSettings:
     backend_file: Path | None = None
     """Where `driver.backends` was read from, for the drivers' processes to read."""
     ready_file: Path | None = None
+    renew_shipped: bool = True
+    """Make the definitions and pipelines that ship what this version ships, whatever became of them."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """Where everything is. The NATS URL carries its credentials."""
+    """What runs, and where. The NATS URL carries its credentials."""
 
     api_url: str
     nats_url: str
@@ -62,17 +65,14 @@ class Running:
         for child in self.children:
             child.hurry()
 
-    def write(self, path: Path) -> None:
-        """Write the addresses for other programs, readable by this user only."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"api": self.api_url, "nats": self.nats_url, "token": self.token}, file)
-        partial.replace(path)
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """For other programs."""
+        return {"api": self.api_url, "nats": self.nats_url, "token": self.token}
 
 
 @asynccontextmanager
-async def bus_url(settings: BusSettings) -> AsyncIterator[tuple[str, Callable[[], bool]]]:
+async def _bus_url(settings: BusSettings) -> AsyncIterator[tuple[str, Callable[[], bool]]]:
     """The URL of the bus: the one given, else that of an embedded server for as long as the block lasts; and whether
     the disk of that server is full."""
     if settings.url:
@@ -91,26 +91,24 @@ async def up(settings: UpSettings) -> AsyncIterator[Running]:
     """Start everything; ready when the block begins, stopped when it ends. Raises ConfigError, BusError."""
     names = _driver_names(settings.drivers)
     async with AsyncExitStack() as stack:
-        url, disk_is_full = await stack.enter_async_context(bus_url(settings.bus))
-        bus = await connect(url, name="conveyor-control", replicas=settings.bus.replicas)
+        url, disk_is_full = await stack.enter_async_context(_bus_url(settings.bus))
+        bus = await connect(url, name="conveyor-control", patience=30.0, replicas=settings.bus.replicas)
         stack.push_async_callback(bus.close)
-        await stack.enter_async_context(sound_store(bus, settings.bus))
-        control = await stack.enter_async_context(control_plane(bus, settings.api, disk_is_full))
-        await register_shipped(control, renew=True)
+        state = await stack.enter_async_context(state_on(bus))
+        await stack.enter_async_context(sound_store(bus, state, settings.bus))
+        control = await stack.enter_async_context(control_plane(bus, state, settings.api, disk_is_full))
+        await _register_shipped(control, renew=settings.renew_shipped)
         addresses = Running(control.url, url, settings.api.token, control)
         children = await stack.enter_async_context(_children(names, settings, addresses))
         running = replace(addresses, children=children.all)
         await _drivers_ready(control, names)
         children.are_ready = True
-        if settings.ready_file is not None:
-            running.write(settings.ready_file)
-            stack.callback(settings.ready_file.unlink, missing_ok=True)
+        stack.enter_context(told(running.addresses, settings.bus.data_dir, settings.ready_file))
         yield running
 
 
-async def register_shipped(control: Control, *, renew: bool) -> None:
-    """The definitions and pipelines that ship. Those that are there stay as they are, unless they are to be made what
-    this version ships."""
+async def _register_shipped(control: Control, *, renew: bool) -> None:
+    """The definitions and pipelines that ship. Those that are there stay as they are, unless they are to be renewed."""
     intake, view = control.services.intake, control.services.state.view
     for name in pipelines.definitions():
         if renew or await intake.definitions.find(name) is None:

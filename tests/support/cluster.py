@@ -11,7 +11,7 @@ from typing import Any, cast
 from conveyor_runtime.bus import Bus, Committer, subjects
 from conveyor_runtime.bus.streams import MESSAGES, RESULTS, consumer_info, list_consumers
 from conveyor_runtime.config import ApiSettings, DriverSettings
-from conveyor_runtime.daemon.connect import connect
+from conveyor_runtime.daemon.connect import connect, state_on
 from conveyor_runtime.daemon.control import Control, control_plane
 from conveyor_runtime.engine import Accepted, Draft, Engine, Intake, describe_run
 from conveyor_runtime.engine.sweep import Sweep
@@ -37,6 +37,9 @@ class PretendedOrchestra:
         return (self.node,)
 
     def pick(self, name: str | None) -> PretendedOrchestra:
+        return self
+
+    def by_node(self, node: str) -> PretendedOrchestra:
         return self
 
 
@@ -164,7 +167,7 @@ async def cluster_on(url: str) -> AsyncIterator[Cluster]:
         over = asyncio.Event()
 
         async def serve() -> None:
-            async with control_plane(bus, ApiSettings(port=0)) as control:
+            async with state_on(bus) as state, control_plane(bus, state, ApiSettings(port=0)) as control:
                 started.set_result(control)
                 await over.wait()
 

@@ -14,6 +14,7 @@ import pytest
 from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.client import Client
 from conveyor_runtime.config import ApiSettings
+from conveyor_runtime.daemon.connect import state_on
 from conveyor_runtime.daemon.control import Control, control_plane
 from conveyor_runtime.engine import planner
 from conveyor_runtime.models import DriverRecord, LogLine, RunRecord, Status, StepResult, utc_now
@@ -39,7 +40,8 @@ class Serving:
         self._numbers: dict[str, int] = {}
 
     async def start(self) -> None:
-        self.control = await self._stack.enter_async_context(control_plane(self.bus, self._settings))
+        state = await self._stack.enter_async_context(state_on(self.bus))
+        self.control = await self._stack.enter_async_context(control_plane(self.bus, state, self._settings))
 
     async def stop(self) -> None:
         await self._stack.aclose()

@@ -15,6 +15,7 @@ import pytest
 from conveyor_runtime.bus import Bus, Committer, EmbeddedServer
 from conveyor_runtime.bus.streams import STATE, ensure_streams
 from conveyor_runtime.config import BusSettings
+from conveyor_runtime.daemon.connect import state_on
 from conveyor_runtime.daemon.soundness import sound_store
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.store import KvStore
@@ -34,7 +35,7 @@ async def filled(data: Path, start_server: StartServer, *, crash: bool) -> Path:
     server = await start_server(data_dir=data / "nats")
     bus = await Bus.connect(server.url, name="test")
     await ensure_streams(bus)
-    async with sound_store(bus, BusSettings(data_dir=data)):
+    async with state_on(bus) as state, sound_store(bus, state, BusSettings(data_dir=data)):
         committer = Committer(bus, STATE)
         store = KvStore(bus, committer)
         await asyncio.gather(*(store.commit([Write(f"run.r{n}", b"x" * 600, 0)]) for n in range(KEYS)))
@@ -62,7 +63,7 @@ async def served(data: Path, start_server: StartServer, *, accept_loss: bool = F
     bus = await Bus.connect(server.url, name="test")
     try:
         await ensure_streams(bus)
-        async with sound_store(bus, BusSettings(data_dir=data, accept_loss=accept_loss)):
+        async with state_on(bus) as state, sound_store(bus, state, BusSettings(data_dir=data, accept_loss=accept_loss)):
             committer = Committer(bus, STATE)
             stored = await KvStore(bus, committer).get("meta.epoch")
             await committer.close()
@@ -136,7 +137,7 @@ async def test_a_deleted_key_is_no_damage(data: Path, start_server: StartServer)
     await filled(data, start_server, crash=False)
     server = await start_server(data_dir=data / "nats")
     bus = await Bus.connect(server.url, name="test")
-    async with sound_store(bus, BusSettings(data_dir=data)):
+    async with state_on(bus) as state, sound_store(bus, state, BusSettings(data_dir=data)):
         committer = Committer(bus, STATE)
         store = KvStore(bus, committer)
         await store.commit([Write("run.r1", None)])

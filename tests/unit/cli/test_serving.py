@@ -18,7 +18,6 @@ def _no_bus(monkeypatch: pytest.MonkeyPatch) -> None:
         raise BusUnavailable("no bus there")
 
     monkeypatch.setattr("conveyor_runtime.daemon.run.run_up", run)
-    monkeypatch.setattr("conveyor_runtime.daemon.run.run_serve", run)
     monkeypatch.setattr("conveyor_runtime.cli.serving.start_logging", lambda *_: None)
     monkeypatch.delenv("CONVEYOR_NATS_URL", raising=False)
 

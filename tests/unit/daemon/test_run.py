@@ -9,7 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from conveyor_runtime.daemon import run
+from conveyor_runtime.daemon.ready import told
 from conveyor_runtime.daemon.up import Running
 from conveyor_runtime.models import Instance
 
@@ -19,24 +22,31 @@ def _running(port: int) -> Running:
 
 
 def test_the_addresses_lie_in_the_data_directory_while_it_runs(tmp_path: Path) -> None:
-    path = tmp_path / "data" / "ready.json"
-    with run._told_in(path.parent, _running(1)):
-        assert json.loads(path.read_text())["nats"] == "nats://u:p@127.0.0.1:1"
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert not path.exists()
+    paths = (tmp_path / "data" / "ready.json", tmp_path / "asked.json")
+    with told(_running(1).addresses, paths[0].parent, paths[1]):
+        for path in paths:
+            assert json.loads(path.read_text())["nats"] == "nats://u:p@127.0.0.1:1"
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not any(path.exists() for path in paths)
 
 
 def test_the_file_of_another_server_stays(tmp_path: Path) -> None:
     path = tmp_path / "ready.json"
-    with run._told_in(tmp_path, _running(1)):
-        _running(2).write(path)
-    assert json.loads(path.read_text())["api"] == "http://127.0.0.1:2"
+    with told(_running(1).addresses, tmp_path, None):
+        path.write_text("another's")
+    assert path.read_text() == "another's"
 
 
 def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
-    with run._told_in(tmp_path / "data", _running(1)):
+    with told(_running(1).addresses, tmp_path / "data", tmp_path / "asked.json"):
+        assert (tmp_path / "asked.json").exists()
+
+
+def test_a_file_that_was_asked_for_must_be_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), told(_running(1).addresses, tmp_path, tmp_path / "none" / "asked.json"):
         pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_backend_is_that_of_the_newest_process_that_builds() -> None:
