@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from typing import Any, Self
 
 import httpx2
-from pydantic import ValidationError
 
-from conveyor_runtime.client.errors import (
-    NotFoundError,
-    ServerFaultError,
-    UnavailableError,
-    UnreachableError,
-    not_understood,
-)
+from conveyor_runtime.client.calls import delete, list_all, one, path_of
+from conveyor_runtime.client.errors import UnavailableError, UnreachableError
 from conveyor_runtime.client.follow import Absence, follow, stored_pages
 from conveyor_runtime.client.models import Applied, Deleted, DriverInfo, LoggedLine, Pipeline, ResourceInfo
 from conveyor_runtime.client.transport import Transport
 from conveyor_runtime.kit.backoff import Backoff
-from conveyor_runtime.models import Model, Resource, ResourceDefinition, Run, Status
+from conveyor_runtime.models import Resource, ResourceDefinition, Run, Status
 from conveyor_runtime.models.letter import DeadLetter, Purged, Redriven, WholeDeadLetter
 
-M = TypeVar("M", bound=Model)
 #: A document as one would write it in YAML or JSON.
 Document = Mapping[str, Any]
-
-_PAGE = 500
 
 
 class Client:
@@ -63,87 +53,87 @@ class Client:
     async def apply(self, resource: Document) -> Applied:
         """Create the resource or make it so; what changes nothing makes no run."""
         response = await self._transport.send("POST", "/resources/apply", json=resource)
-        return _one(Applied, response, created=response.status_code == 201)
+        return one(Applied, response, created=response.status_code == 201)
 
     async def create(self, resource: Document) -> Applied:
         """Create the resource. Raises ConflictError if there is one of that type and name."""
         response = await self._transport.send("POST", "/resources", json=resource)
-        return _one(Applied, response, created=True)
+        return one(Applied, response, created=True)
 
     async def update(self, type: str, name: str, resource: Document) -> ResourceInfo:  # noqa: A002 - the word of the domain
         """Replace the resource; its `run_id` names the run this led to. Raises NotFoundError if there is none."""
-        return _one(ResourceInfo, await self._transport.send("PUT", _path("resources", type, name), json=resource))
+        return one(ResourceInfo, await self._transport.send("PUT", path_of("resources", type, name), json=resource))
 
     async def get_resource(self, type: str, name: str) -> ResourceInfo:  # noqa: A002
         """The resource, with what the drivers of its active or last run reported."""
-        return _one(ResourceInfo, await self._transport.send("GET", _path("resources", type, name)))
+        return one(ResourceInfo, await self._transport.send("GET", path_of("resources", type, name)))
 
     async def get_version(self, type: str, name: str, version: int | str) -> Resource:  # noqa: A002
         """The resource as it was at an earlier version."""
-        path = _path("resources", type, name, str(version))
-        return _one(Resource, await self._transport.send("GET", path))
+        path = path_of("resources", type, name, str(version))
+        return one(Resource, await self._transport.send("GET", path))
 
     async def list_resources(self, type: str | None = None) -> list[ResourceInfo]:  # noqa: A002
         """All resources (of a type), by type and name."""
-        return await self._all(ResourceInfo, "/resources", {"type": type})
+        return await list_all(self._transport, ResourceInfo, "/resources", {"type": type})
 
     async def delete_resource(self, type: str, name: str, *, force: bool = False) -> Deleted:  # noqa: A002
         """Delete the resource: gone at once, or once its drivers have cleaned up; by `force` none is asked."""
-        return await self._delete(_path("resources", type, name), name, force=force)
+        return await delete(self._transport, path_of("resources", type, name), name, force=force)
 
     # -- definitions ---------------------------------------------------------------------------------------------
 
     async def create_definition(self, definition: Document) -> ResourceDefinition:
         """Create a resource definition. Raises ConflictError if it exists."""
-        return _one(ResourceDefinition, await self._transport.send("POST", "/resource-definitions", json=definition))
+        return one(ResourceDefinition, await self._transport.send("POST", "/resource-definitions", json=definition))
 
     async def apply_definition(self, definition: Document) -> ResourceDefinition:
         """Create a resource definition or replace it."""
         response = await self._transport.send("POST", "/resource-definitions/apply", json=definition, repeatable=True)
-        return _one(ResourceDefinition, response)
+        return one(ResourceDefinition, response)
 
     async def get_definition(self, name: str) -> ResourceDefinition:
         """A resource definition."""
-        return _one(ResourceDefinition, await self._transport.send("GET", _path("resource-definitions", name)))
+        return one(ResourceDefinition, await self._transport.send("GET", path_of("resource-definitions", name)))
 
     async def list_definitions(self) -> list[ResourceDefinition]:
         """All resource definitions by name."""
-        return await self._all(ResourceDefinition, "/resource-definitions", {})
+        return await list_all(self._transport, ResourceDefinition, "/resource-definitions", {})
 
     async def delete_definition(self, name: str) -> None:
         """Delete a resource definition. Raises ConflictError while there are resources of its type."""
-        await self._transport.send("DELETE", _path("resource-definitions", name))
+        await self._transport.send("DELETE", path_of("resource-definitions", name))
 
     # -- pipelines -----------------------------------------------------------------------------------------------
 
     async def apply_pipeline(self, pipeline: Document) -> Pipeline:
         """Create a pipeline, or make a new revision of it."""
-        return _one(Pipeline, await self._transport.send("POST", "/pipelines", json=pipeline))
+        return one(Pipeline, await self._transport.send("POST", "/pipelines", json=pipeline))
 
     async def update_pipeline(self, name: str, pipeline: Document) -> Pipeline:
         """Replace a pipeline. Raises NotFoundError if there is none."""
-        return _one(Pipeline, await self._transport.send("PUT", _path("pipelines", name), json=pipeline))
+        return one(Pipeline, await self._transport.send("PUT", path_of("pipelines", name), json=pipeline))
 
     async def get_pipeline(self, name: str) -> Pipeline:
         """A pipeline."""
-        return _one(Pipeline, await self._transport.send("GET", _path("pipelines", name)))
+        return one(Pipeline, await self._transport.send("GET", path_of("pipelines", name)))
 
     async def list_pipelines(self) -> list[Pipeline]:
         """All pipelines by name."""
-        return await self._all(Pipeline, "/pipelines", {})
+        return await list_all(self._transport, Pipeline, "/pipelines", {})
 
     async def delete_pipeline(self, name: str, *, force: bool = False) -> Deleted:
         """Delete a pipeline; runs under way keep the one they started with. `force` as for resources.
 
         Raises ConflictError while a resource or definition names it.
         """
-        return await self._delete(_path("pipelines", name), name, force=force)
+        return await delete(self._transport, path_of("pipelines", name), name, force=force)
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
     async def get_run(self, run_id: str) -> Run:
         """A run and its steps, with what their drivers reported."""
-        return _one(Run, await self._transport.send("GET", _path("runs", run_id)))
+        return one(Run, await self._transport.send("GET", path_of("runs", run_id)))
 
     async def list_runs(
         self,
@@ -156,19 +146,19 @@ class Client:
     ) -> list[Run]:
         """The newest `limit` runs that match, newest first, without the data of their steps."""
         wanted = {"status": status, "type": type, "name": name, "pipeline": pipeline}
-        return await self._all(Run, "/runs", wanted, most=limit)
+        return await list_all(self._transport, Run, "/runs", wanted, most=limit)
 
     async def cancel_run(self, run_id: str, reason: str = "") -> Run:
         """Ask a run to end; the run as it is then. Its `finally` steps still run."""
-        path = _path("runs", run_id, "cancel")
-        return _one(Run, await self._transport.send("POST", path, json={"reason": reason}, repeatable=True))
+        path = path_of("runs", run_id, "cancel")
+        return one(Run, await self._transport.send("POST", path, json={"reason": reason}, repeatable=True))
 
     async def rerun(self, run_id: str) -> Run:
         """A new run of a run's resource, as it is now and for the same event.
 
         Raises NotFoundError if the run or its resource is gone, ConflictError while the resource is being deleted.
         """
-        return _one(Run, await self._transport.send("POST", _path("runs", run_id, "rerun")))
+        return one(Run, await self._transport.send("POST", path_of("runs", run_id, "rerun")))
 
     async def wait_run(self, run_id: str, timeout: float | None = None, *, patience: float = 120.0) -> Run:
         """Wait until the run has ended, through restarts of the server; TimeoutError after `timeout` seconds.
@@ -206,83 +196,42 @@ class Client:
         Every line comes once and in order, through restarts of the server too; one that stays away for `patience`
         seconds ends it with an UnreachableError.
         """
-        path = _path("logs", "streams", driver, run_id) if driver else _path("logs", run_id)
+        path = path_of("logs", "streams", driver, run_id) if driver else path_of("logs", run_id)
         return follow(self._transport, path, after=after, patience=patience)
 
     # -- the rest ------------------------------------------------------------------------------------------------
 
     async def drivers(self) -> list[DriverInfo]:
         """All drivers that ever registered, with their living processes."""
-        return await self._all(DriverInfo, "/drivers", {})
+        return await list_all(self._transport, DriverInfo, "/drivers", {})
 
     async def forget_driver(self, name: str) -> None:
         """Forget a driver that is gone for good. Raises ConflictError while one of its processes lives."""
-        await self._transport.send("DELETE", _path("drivers", name))
+        await self._transport.send("DELETE", path_of("drivers", name))
 
     # -- dead letters --------------------------------------------------------------------------------------------
 
     async def dead_letters(self) -> list[DeadLetter]:
         """What nobody could work on, oldest first."""
-        return await self._all(DeadLetter, "/dead-letters", {})
+        return await list_all(self._transport, DeadLetter, "/dead-letters", {})
 
     async def dead_letter(self, letter_id: int) -> WholeDeadLetter:
         """A dead letter with its message."""
-        return _one(WholeDeadLetter, await self._transport.send("GET", _path("dead-letters", str(letter_id))))
+        return one(WholeDeadLetter, await self._transport.send("GET", path_of("dead-letters", str(letter_id))))
 
     async def redrive(self, letter_id: int) -> Redriven:
         """Put a dead letter back in play. Raises NotFoundError, and ConflictError while it is not the time for it."""
-        return _one(Redriven, await self._transport.send("POST", _path("dead-letters", str(letter_id), "redrive")))
+        return one(Redriven, await self._transport.send("POST", path_of("dead-letters", str(letter_id), "redrive")))
 
     async def remove_dead_letter(self, letter_id: int) -> None:
         """Remove a dead letter."""
-        await self._transport.send("DELETE", _path("dead-letters", str(letter_id)))
+        await self._transport.send("DELETE", path_of("dead-letters", str(letter_id)))
 
     async def purge_dead_letters(self, older_than: str | None = None) -> int:
         """Remove those older than that (`90s`, `24h`; None = all); how many they were."""
         which = {"all": "true"} if older_than is None else {"older_than": older_than}
-        return _one(Purged, await self._transport.send("DELETE", "/dead-letters", params=which)).purged
+        return one(Purged, await self._transport.send("DELETE", "/dead-letters", params=which)).purged
 
     async def ready(self) -> bool:
         """Whether the server can serve now. Raises UnreachableError if nobody answers."""
         return (await self._transport.send("GET", "/readyz", expect=(503,))).status_code == 200
-
-    # -- inside --------------------------------------------------------------------------------------------------
-
-    async def _delete(self, path: str, name: str, *, force: bool) -> Deleted:
-        response = await self._transport.send("DELETE", path, params={"force": "true"} if force else {})
-        return Deleted(name=name, gone=True) if response.status_code == 204 else _one(Deleted, response)
-
-    async def _all(self, model: type[M], path: str, params: Mapping[str, Any], most: int | None = None) -> list[M]:
-        items: list[M] = []
-        cursor, left = "", most
-        while left is None or left > 0:
-            page = {**params, "cursor": cursor, "limit": str(min(left or _PAGE, _PAGE))}
-            body = (await self._transport.send("GET", path, params=page, current=True)).json()
-            items += [_parsed(model, item) for item in body["items"]]
-            cursor = body["next_cursor"]
-            if not cursor:
-                break
-            left = None if left is None else left - len(body["items"])
-        return items
-
-
-def _path(*parts: str) -> str:
-    if "" in parts:
-        # The path of a list, or of something else: never what was meant.
-        raise NotFoundError("a name is missing", status=404)
-    return "/" + "/".join(quote(part, safe="") for part in parts)
-
-
-def _one(model: type[M], response: httpx2.Response, **extra: Any) -> M:
-    try:
-        body = response.json()
-    except ValueError:
-        raise ServerFaultError("the answer is no JSON: this is no Conveyor API", status=response.status_code) from None
-    return _parsed(model, {**body, **extra} if extra else body)
-
-
-def _parsed(model: type[M], value: Any) -> M:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise not_understood(error) from None
