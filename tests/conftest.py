@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from conveyor_runtime.bus import Bus, EmbeddedServer
-from conveyor_runtime.bus.streams import ensure_streams
-from conveyor_runtime.errors import BusError
 from tests.support.required import UnknownPartError, absent
+from tests.support.streams import fresh_streams
 
 StartServer = Callable[..., Awaitable[EmbeddedServer]]
 
@@ -58,19 +57,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSe
 async def bus(nats_server: EmbeddedServer) -> AsyncIterator[Bus]:
     """A connection to a bus that has our streams, empty, and no others."""
     bus = await Bus.connect(nats_server.url, name="test")
-    names = (await bus.api("STREAM.NAMES"))["streams"] or []
-    for name in names:
-        await bus.api(f"STREAM.DELETE.{name}")
-    # The server clears a deleted stream's files in the background, and refuses a new one of that name meanwhile.
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await ensure_streams(bus)
-                break
-            except BusError as exc:
-                if "error creating store" not in str(exc):
-                    raise
-                await asyncio.sleep(0.02)
+    await fresh_streams(bus)
     yield bus
     await bus.close()
 
