@@ -41,10 +41,13 @@ class Acceptance:
         """Write the run, then `puts`, the last of which is the resource record that names it; that one's revision. None
         if somebody else wrote the record first.
 
-        They leave in this order, but not as one: nobody acts on a run that no record names, and the sweep removes it.
+        They leave in this order, but not as one: nobody acts on a run that no record names, and the sweep removes it. A
+        run that has nothing to do is over as it is written, so it is written only together with what it did.
         """
         units = [runs.puts(run)] if run is not None else []
         units += [[put] for put in puts]
+        if run is not None and run.status.terminal:
+            units = [[put for unit in units for put in unit]]
         *others, stored = await asyncio.gather(*(self._state.commit(*unit) for unit in units), return_exceptions=True)
         for outcome in others:
             # A run whose key is taken is our own: its first write was stored unseen, and it has gone on since.
@@ -63,6 +66,7 @@ class Acceptance:
         if resource is not None and resource.record.names(run.run_id):
             return resource.revision
         if own is None or own.record.status is not Status.ACCEPTED:
+            # One that has nothing to do is stored only with the record; another goes on only if a record names it.
             return own.revision if own is not None else None
         with suppress(RevisionConflict):
             await self._state.commit(Put(keys.run(run.run_id), None, own.revision))
