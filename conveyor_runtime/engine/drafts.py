@@ -74,12 +74,13 @@ class DraftChecker:
         pipeline = await self._definitions.pipeline_of(record)
         return await self._plan(record.type, pipeline) if pipeline and record.type != PIPELINE else None
 
-    async def pipeline_steps(self, record: ResourceRecord) -> tuple[PlannedStep, ...]:
-        """The steps of the pipeline a resource has now; none if it has none or it is gone."""
+    async def cleaners(self, record: ResourceRecord, fleet: plans.Fleet) -> tuple[PlannedStep, ...]:
+        """The plan of a stored resource's delete; of a pipeline that is gone nobody can say who took part."""
         try:
-            return await self.plan_of(record) or ()
+            pipeline = await self.plan_of(record) or ()
         except (InvalidInput, Unprocessable):
-            return ()
+            pipeline = ()
+        return plans.plan_delete(record.type, pipeline, fleet)
 
 
 def check_names(draft: Draft) -> None:

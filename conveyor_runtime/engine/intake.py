@@ -8,13 +8,13 @@ from weakref import WeakValueDictionary
 
 import uuid_utils
 
-from conveyor_runtime.engine import planner, plans, runs
+from conveyor_runtime.engine import planner, runs
 from conveyor_runtime.engine.acceptance import Acceptance
 from conveyor_runtime.engine.definitions import Definitions
 from conveyor_runtime.engine.drafts import Draft, DraftChecker, check_names
 from conveyor_runtime.engine.engine import Engine
 from conveyor_runtime.errors import Conflict, NotFound
-from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord
+from conveyor_runtime.models import ResourceRecord, RunRecord
 from conveyor_runtime.store import Put, keys
 
 
@@ -136,7 +136,7 @@ class Intake:
             under_way = old.last_delete
             if under_way is not None and not (force and await self._asks_drivers(under_way.run_id)):
                 return Deleted(under_way.run_id, found.revision, gone=False)
-            plan = () if force else await self._cleaners(old)
+            plan = () if force else await self._drafts.cleaners(old, self._engine.fleet())
             run = await self._acceptance.new_run(old, "delete", plan)
             assert run is not None
             record = runs.owe(old.model_copy(update={"deleting": True}), run)
@@ -151,10 +151,6 @@ class Intake:
                 return Deleted(run.run_id, stored, gone=gone)
             found = await self._state.resource(type_, name)
         raise NotFound(f"there is no {type_} named {name}")
-
-    async def _cleaners(self, record: ResourceRecord) -> tuple[PlannedStep, ...]:
-        pipeline = await self._drafts.pipeline_steps(record)
-        return plans.plan_delete(record.type, pipeline, self._engine.fleet())
 
     async def _asks_drivers(self, run_id: str) -> bool:
         """Whether this delete is one that drivers have steps of."""

@@ -1,5 +1,5 @@
-"""Runs nobody asked for by a write: of resources whose newest generation lost its run, and of those whose drivers want
-to see them every now and then."""
+"""Runs nobody asked for by a write: of resources whose newest generation, or delete, lost its run, and of those whose
+drivers want to see them every now and then."""
 
 from __future__ import annotations
 
@@ -42,9 +42,12 @@ class Resync:
         due: list[tuple[datetime, Versioned[ResourceRecord]]] = []
         for found in resources:
             record = found.record
-            if record.active is not None or record.deleting:
+            if record.active is not None:
                 continue
-            if has_lost_its_run(record):
+            if record.deleting:
+                if await self._has_lost_its_delete(record):
+                    await self._delete_again(found)
+            elif has_lost_its_run(record):
                 await self._dispatch_again(found)
             elif record.type in periods and not any(entry.event == "resync" for entry in record.queue):
                 last = await self._last_run(record)
@@ -57,6 +60,16 @@ class Resync:
     async def _last_run(self, record: ResourceRecord) -> RunRecord | None:
         found = await self._transitions.find(record.last_run) if record.last_run is not None else None
         return found.record if found is not None else None
+
+    async def _has_lost_its_delete(self, record: ResourceRecord) -> bool:
+        """Whether nothing is owed although no delete has ended: one that failed is the last that was owed."""
+        last = await self._last_run(record)
+        return not record.entries and (last is None or last.event != "delete")
+
+    async def _delete_again(self, found: Versioned[ResourceRecord]) -> None:
+        record = found.record
+        log.warning("the delete of %s/%s is lost", record.type, record.name)
+        await self._give(found, "delete", await self._drafts.cleaners(record, self._engine.fleet()))
 
     async def _dispatch_again(self, found: Versioned[ResourceRecord]) -> None:
         record = found.record

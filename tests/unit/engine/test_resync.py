@@ -75,7 +75,8 @@ def ended(status: Status = Status.SUCCEEDED, **fields: Any) -> RunRecord:
         ({"ended_generation": 1}, None),
         ({"active": ENTRY}, None),
         ({"queue": (ENTRY,)}, None),
-        ({"deleting": True}, None),
+        ({"deleting": True, "active": ENTRY}, None),
+        ({"deleting": True, "queue": (ENTRY,)}, None),
         ({"type": "pipeline"}, None),
     ],
 )
@@ -90,6 +91,20 @@ async def test_a_generation_that_lost_its_run_gets_another(fields: dict[str, Any
         assert after is not None
         assert after.record.active == Entry(run_id=made[0].run_id, event=made[0].event, generation=record.generation)
         assert await world.round() == [], "it is owed now"
+
+
+@pytest.mark.parametrize(
+    ("last", "lost"),
+    [(None, True), (ended(), True), (ended(Status.FAILED, event="delete"), False)],
+)
+async def test_a_deletion_that_lost_its_run_gets_another(last: RunRecord | None, lost: bool) -> None:
+    """Rule 3: it was answered, so it must come to its end. One that failed waits for the next DELETE."""
+    driver = DRIVER.model_copy(update={"events": ("delete",)})
+    record = thing(deleting=True, last_run="r", ended_generation=1)
+    world = await world_of(record, *([last] if last else []), driver=driver)
+    made = await world.round()
+    assert [(run.event, len(run.plan or ())) for run in made] == ([("delete", 1)] if lost else [])
+    assert await world.round() == []
 
 
 async def test_what_was_seen_last_longer_ago_than_the_period_is_seen_again() -> None:
