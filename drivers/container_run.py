@@ -180,7 +180,7 @@ def _facts(status: ContainerStatus) -> dict[str, Any]:
 
 def uses(payload: Resource[TaskSpec]) -> Limits:
     """What a task that runs to its end holds of its node. A service outlives the run that would hold it: nothing."""
-    return Limits() if payload.spec.is_service else payload.spec.limits.as_limits()
+    return Limits() if payload.spec.is_service else payload.spec.limits.as_use()
 
 
 driver = Driver(

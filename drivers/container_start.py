@@ -47,7 +47,7 @@ async def reconcile(
 
 def uses(payload: Resource[BuildSpec]) -> Limits:
     """What a build holds of its node: what it may use at most."""
-    return payload.spec.limits.as_limits()
+    return payload.spec.limits.as_use()
 
 
 driver = Driver(

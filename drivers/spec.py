@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -54,9 +55,9 @@ def parse_memory(value: Any) -> int:
     elif isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]i?)?", value)):
         size = float(match[1]) * _UNITS[match[2] or ""]
     else:
-        raise ValueError("memory is a number of bytes or a size like 512Mi or 2G")
+        raise ValueError("a size is a number of bytes or one like 512Mi or 2G")
     if not 1 <= size <= 2**50:
-        raise ValueError("memory must be from 1 byte to 1 PiB")
+        raise ValueError("a size must be from 1 byte to 1 PiB")
     return int(size)
 
 
@@ -141,11 +142,18 @@ class BuildLimits(Model):
 
     cpu: _Cpu | None = None
     memory: _Memory | None = None
+    disk: _Memory | None = Field(
+        default=None, description="Room on its node's disk that a run waits for, such as 20Gi: set aside, not enforced."
+    )
     pids: int | None = Field(default=None, ge=1)
 
     def as_limits(self) -> Limits:
         """In the units of the backends."""
         return Limits(cpu_milli=self.cpu or 0, memory_bytes=self.memory or 0, pids=self.pids or 0)
+
+    def as_use(self) -> Limits:
+        """What is held of the node. Disk is only here: it is the workspace that fills it, which no backend limits."""
+        return replace(self.as_limits(), disk_bytes=self.disk or 0)
 
 
 def closed(schema: dict[str, Any]) -> None:

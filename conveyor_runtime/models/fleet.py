@@ -13,10 +13,12 @@ LEASE_SILENCE = 45.0
 
 
 class Use(Model):
-    """What a run holds of a node, or a node has: thousandths of a CPU, bytes."""
+    """What a run holds of a node, or a node has: thousandths of a CPU, bytes. A node without a size of disk does not
+    know it."""
 
     cpu_milli: int = 0
     memory_bytes: int = 0
+    disk_bytes: int = 0
 
 
 class NodeUse(Model):

@@ -6,7 +6,7 @@ it has ended: whoever finds no room looks which have, so nothing a crash leaves 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from pydantic import ValidationError
@@ -28,13 +28,20 @@ _AT_ONCE = ("delete", "resync")
 
 
 class Admission:
-    """Lets runs onto the nodes of this process, for a driver whose `uses` tells what they hold there."""
+    """Lets runs onto the nodes of this process, for a driver whose `uses` tells what they hold there.
 
-    def __init__(self, driver: Driver, settings: DriverSettings, state: State, has: Use) -> None:
+    `has` is what the machine has, `free_disk` tells how many bytes are left on a node's disk (None = unknown): others
+    write there, too.
+    """
+
+    def __init__(
+        self, driver: Driver, settings: DriverSettings, state: State, has: Use, free_disk: Callable[[str], int | None]
+    ) -> None:
         self._driver = driver
         self._defaults = settings.defaults
         self._state = state
         self._has = has
+        self._free_disk = free_disk
 
     async def admit(self, work: Work, node: str) -> Outcome | bool:
         """Whether there is room on the node now, which the run then has; how the step ends if there never is."""
@@ -51,14 +58,15 @@ class Admission:
             return True
         if not _fit([wanted], self._has) and not await self._fits_elsewhere(wanted):
             return Outcome(Status.ERROR, f"it asks for {_said(wanted)}; no node has more than {_said(self._has)}")
+        room = self._room(node) if wanted.disk_bytes else self._has
         while True:
             found = await self._state.node_use(node)
             runs = dict(found.record.runs) if found is not None else {}
             if work.run_id in runs:
                 return True
-            if not _fit([*runs.values(), wanted], self._has):
+            if not _fit([*runs.values(), wanted], room):
                 runs = {run_id: use for run_id, use in runs.items() if not await self._has_ended(run_id)}
-                if not _fit([*runs.values(), wanted], self._has):
+                if not _fit([*runs.values(), wanted], room):
                     return False
             runs[work.run_id] = wanted
             try:
@@ -70,7 +78,13 @@ class Admission:
     def _wanted(self, work: Work) -> Use:
         assert self._driver.uses is not None
         limits = self._driver.uses(payload_of(work, self._driver, self._defaults))
-        return Use(cpu_milli=limits.cpu_milli, memory_bytes=limits.memory_bytes)
+        return Use(cpu_milli=limits.cpu_milli, memory_bytes=limits.memory_bytes, disk_bytes=limits.disk_bytes)
+
+    def _room(self, node: str) -> Use:
+        """What the node has for all its runs. What they have written is counted twice, as theirs and as not free: how
+        much it is nobody knows, and too little is safe."""
+        free = self._free_disk(node)
+        return self._has if free is None else self._has.model_copy(update={"disk_bytes": max(free, 1)})
 
     async def _has_ended(self, run_id: str) -> bool:
         found = await self._state.run(run_id)
@@ -92,10 +106,12 @@ def _fit(uses: Iterable[Use], has: Use) -> bool:
     return (
         sum(use.cpu_milli for use in every) <= has.cpu_milli
         and sum(use.memory_bytes for use in every) <= has.memory_bytes
+        and (not has.disk_bytes or sum(use.disk_bytes for use in every) <= has.disk_bytes)
     )
 
 
 def _said(use: Use) -> str:
     parts = [f"{use.cpu_milli / 1000:g} CPUs"] * bool(use.cpu_milli)
     parts += [f"{use.memory_bytes / 2**20:.0f} MiB of memory"] * bool(use.memory_bytes)
-    return " and ".join(parts)
+    parts += [f"{use.disk_bytes / 2**30:.1f} GiB of disk"] * bool(use.disk_bytes)
+    return ", ".join(parts)

@@ -17,6 +17,7 @@ from conveyor_runtime.bus import Bus, Committer, Delivery
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.models import Resource, Status, StepResult, utc_now
 from conveyor_runtime.orchestra import Orchestra
+from conveyor_runtime.orchestra.disk import disk_of
 from conveyor_runtime.reconcile import outcome
 from conveyor_runtime.reconcile.admission import Admission
 from conveyor_runtime.reconcile.again import give_back
@@ -25,7 +26,7 @@ from conveyor_runtime.reconcile.context import RunContext
 from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.heartbeat import Heartbeats
 from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError, Threads
-from conveyor_runtime.reconcile.lease import Lease, capacity
+from conveyor_runtime.reconcile.lease import Lease
 from conveyor_runtime.reconcile.logger import DriverLogger
 from conveyor_runtime.reconcile.outcome import Outcome
 from conveyor_runtime.reconcile.publish import publish_result
@@ -88,8 +89,9 @@ class Dispatch:
     def __init__(self, deps: Deps) -> None:
         self.deps = deps
         self.claims = Claims(deps.state, deps.lease)
-        uses = deps.driver.uses is not None
-        self._admission = Admission(deps.driver, deps.settings, deps.state, capacity()) if uses else None
+        self._admission: Admission | None = None
+        if deps.driver.uses is not None:
+            self._admission = Admission(deps.driver, deps.settings, deps.state, deps.lease.has, self._free_disk)
         self.jobs: dict[tuple[str, str, int, int], Job] = {}
         self._heartbeats = Heartbeats()
         self._seconds = metrics.RECONCILE_SECONDS.labels(driver=deps.driver.name)
@@ -172,6 +174,11 @@ class Dispatch:
         except Exception as error:  # noqa: BLE001
             # `backend_of` is user code: whatever it raises is said in the result, or its dispatch comes back for ever.
             return deps.node, outcome.of_exception(error)
+
+    def _free_disk(self, node: str) -> int | None:
+        """Bytes left on the disk of a node; None where that cannot be told."""
+        disk = disk_of(self.deps.orchestra.by_node(node)) if self.deps.orchestra is not None else None
+        return disk.free if disk is not None else None
 
     async def _reconcile(self, job: Job, logger: DriverLogger, node: str) -> Outcome | None:
         """The outcome of user code; None if this worker must leave the attempt to another."""

@@ -30,7 +30,7 @@ class Driver:
     `events` is any of create, update, delete, resync, or `"*"` for all. `direct` drivers are also handed resources
     that have no pipeline. `sandbox` says that it works in containers of a node, so that the steps of a run must meet
     there; `backend_of` then names the backend a resource asks for (None = the process's default), and `uses`, of the
-    driver that begins a run's sandbox, the CPU and memory that the run holds of its node until it ends: a create or an
+    driver that begins a run's sandbox, the CPU, memory and disk the run holds of its node until it ends: a create or an
     update waits while the node has not that much left; a delete or a resync never does. `defaults` are spec fields used
     where a resource leaves them out, per type.
 

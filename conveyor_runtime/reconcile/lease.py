@@ -15,6 +15,8 @@ import uuid_utils
 from conveyor_runtime.errors import InfrastructureError, RevisionConflict
 from conveyor_runtime.kit.identity import ProcessIdentity
 from conveyor_runtime.models import Instance, Use, utc_now
+from conveyor_runtime.orchestra import Orchestra
+from conveyor_runtime.orchestra.disk import disk_of
 from conveyor_runtime.store import Put, State, keys
 
 log = logging.getLogger(__name__)
@@ -36,10 +38,12 @@ class LeaseLostError(Exception):
     """Somebody declared this process gone: its work is another's now, for good."""
 
 
-def capacity() -> Use:
-    """What this machine has."""
+def capacity(orchestra: Orchestra | None) -> Use:
+    """What this machine has; of several disks the largest."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Use(cpu_milli=(os.cpu_count() or 1) * 1000, memory_bytes=memory)
+    disks = [disk_of(backend) for backend in orchestra.backends] if orchestra is not None else []
+    disk = max((disk.total for disk in disks if disk is not None), default=0)
+    return Use(cpu_milli=(os.cpu_count() or 1) * 1000, memory_bytes=memory, disk_bytes=disk)
 
 
 class Lease:
@@ -52,6 +56,7 @@ class Lease:
         nodes: tuple[str, ...],
         slots: int,
         clock: Callable[[], float] = time.monotonic,
+        has: Use = Use(),  # noqa: B008 - frozen
     ) -> None:
         self.id = str(uuid_utils.uuid7())
         self._state = state
@@ -65,11 +70,16 @@ class Lease:
             driver=driver,
             nodes=nodes,
             slots=slots,
-            has=capacity(),
+            has=has,
             started_at=now,
             renewed_at=now,
             **asdict(ProcessIdentity.own()),
         )
+
+    @property
+    def has(self) -> Use:
+        """What the machine of this process has."""
+        return self._record.has
 
     def held(self) -> bool:
         """Whether this process may still act: the last renewal known to be stored was sent recently enough."""

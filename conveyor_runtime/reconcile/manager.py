@@ -21,7 +21,7 @@ from conveyor_runtime.reconcile.dispatch import Deps, Dispatch
 from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.invoke import Stop, Threads
 from conveyor_runtime.reconcile.janitor import Janitor
-from conveyor_runtime.reconcile.lease import Lease, LeaseLostError
+from conveyor_runtime.reconcile.lease import Lease, LeaseLostError, capacity
 from conveyor_runtime.reconcile.overtaking import Overtaking
 from conveyor_runtime.reconcile.plain import PlainDispatch
 from conveyor_runtime.reconcile.rate import RateGate, RateLimit
@@ -75,7 +75,7 @@ class DriverManager:
         self._registration = Registration(
             driver, deps.bus, deps.state, () if deps.plain else nodes, settings.concurrency
         )
-        self._lease = Lease(deps.state, driver.name, nodes, settings.concurrency)
+        self._lease = Lease(deps.state, driver.name, nodes, settings.concurrency, has=capacity(orchestra))
         self._executor = Threads(settings.concurrency, driver.name)
         self._dispatch = (PlainDispatch if deps.plain else Dispatch)(
             Deps(

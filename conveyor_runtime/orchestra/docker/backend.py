@@ -43,6 +43,7 @@ class DockerBackend:
         self._host_paths = settings.host_paths
         self._at_work: set[asyncio.Task[None]] = set()
         self.node = engine.node
+        self.storage = engine.root
 
     @classmethod
     async def open(cls, settings: BackendSettings | None = None) -> Self:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import docker
@@ -78,10 +79,12 @@ def _no_answer(error: Exception) -> str:
 class Engine:
     """A Docker engine. `api` is the low-level client: use it only inside a function given to `call`."""
 
-    def __init__(self, api: Any, node: str, *, limits_disk: bool = False) -> None:
-        """`limits_disk`: whether its storage driver can keep a container from writing more than it may."""
+    def __init__(self, api: Any, node: str, *, root: Path = Path("/var/lib/docker"), limits_disk: bool = False) -> None:
+        """`root` is where its files lie. `limits_disk`: whether its storage driver can keep a container from writing
+        more than it may."""
         self.api = api
         self.node = node
+        self.root = root
         self.limits_disk = limits_disk
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="docker")
 
@@ -93,7 +96,8 @@ class Engine:
             api, info = await asyncio.to_thread(_connect)
         except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
             raise BackendUnavailable(_no_answer(error)) from error
-        return cls(api, node_name(info), limits_disk=_limits_disk(info))
+        root = Path(info.get("DockerRootDir") or "/var/lib/docker")
+        return cls(api, node_name(info), root=root, limits_disk=_limits_disk(info))
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run one blocking call in the pool. Raises our exceptions only.

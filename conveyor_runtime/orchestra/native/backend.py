@@ -48,6 +48,7 @@ class NativeBackend:
         self._root = layout.open_root(root or layout.default_root())
         self._keeping = Keeping()
         self.node = layout.node_name(self._root)
+        self.storage = self._root
 
     async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """Only checks: there is nothing to fetch."""

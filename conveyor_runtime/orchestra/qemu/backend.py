@@ -45,6 +45,7 @@ class QemuBackend:
         self._layout = Layout(open_root(root))
         self._fleet = Fleet(self._layout, images)
         self._host_paths = host_paths
+        self.storage = root
         self.node = node_name(self._layout.root).replace("native-", "qemu-", 1)
 
     async def prepare(self, task: Task, on_progress: Progress) -> Prepared:

@@ -54,8 +54,7 @@ async def test_a_node_holds_no_more_than_it_has_over_two_processes(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has = Use(cpu_milli=2000, memory_bytes=2**30)
-    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.capacity", lambda: has)
-    monkeypatch.setattr("conveyor_runtime.reconcile.lease.capacity", lambda: has)
+    monkeypatch.setattr("conveyor_runtime.reconcile.manager.capacity", lambda orchestra: has)
     monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.FULL_RETRY", 0.1)
     at_work, most = 0, 0
 

@@ -24,7 +24,7 @@ GOOD: list[dict[str, Any]] = [
     {"env": [{"name": "A", "value": "b"}, {"name": "EMPTY"}]},
     {"env": {"A": "b", "N": 1, "B": True}},
     {"commands": ["make", "a\nb"]},
-    {"limits": {"cpu": "500m", "memory": "512Mi", "pids": 100}},
+    {"limits": {"cpu": "500m", "memory": "512Mi", "disk": "20Gi", "pids": 100}},
     {"limits": {"cpu": 1.5, "memory": 1_000_000}},
     {"timeout": 90},
     {"timeout": "90"},
@@ -49,6 +49,7 @@ BAD: list[dict[str, Any]] = [
     {"limits": {"cpu": 0}},
     {"limits": {"memory": "512 MB"}},
     {"limits": {"memory": -1}},
+    {"limits": {"disk": "much"}},
     {"limits": {"pids": 0}},
     {"limits": {"cpus": 1}},
     {"env": [{"name": "A", "vlaue": "x"}]},
@@ -137,3 +138,9 @@ def test_shipped_data_fits_together() -> None:
         assert BuildSpec.model_validate({**R, **defaults}).limits.as_limits() == Limits()
     with pytest.raises(FileNotFoundError, match="ci-build"):
         pipelines.pipeline("../pipelines/ci-build")
+
+
+def test_disk_is_set_aside_but_asked_of_no_backend() -> None:
+    limits = BuildSpec.model_validate({**R, "limits": {"cpu": 2, "disk": "20Gi"}}).limits
+    assert (limits.as_use().cpu_milli, limits.as_use().disk_bytes) == (2000, 20 * 2**30)
+    assert (limits.as_limits().cpu_milli, limits.as_limits().disk_bytes) == (2000, 0)

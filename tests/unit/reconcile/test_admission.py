@@ -20,7 +20,7 @@ from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import MemoryStore, Put, State, keys
 
 GIB = 2**30
-HAS = Use(cpu_milli=4000, memory_bytes=8 * GIB)
+HAS = Use(cpu_milli=4000, memory_bytes=8 * GIB, disk_bytes=100 * GIB)
 
 
 async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
@@ -51,11 +51,12 @@ class World:
     def __init__(self) -> None:
         self.state = State(MemoryStore())
         self.driver = Driver("d", ("thing",), reconcile, uses=uses)
+        self.free: int | None = None
 
     async def admit(self, run_id: str, node: str = "n", *, has: Use = HAS, **spec: int) -> Outcome | bool:
         if await self.state.run(run_id) is None:
             await self.status(run_id, Status.RUNNING)
-        admission = Admission(self.driver, DriverSettings(), self.state, has)
+        admission = Admission(self.driver, DriverSettings(), self.state, has, lambda node: self.free)
         return await admission.admit(work(run_id, spec), node)
 
     async def status(self, run_id: str, status: Status) -> None:
@@ -69,7 +70,7 @@ class World:
         await self.state.commit(Put(keys.instance("i"), Instance.model_validate({**base, **fields})))
 
 
-@pytest.mark.parametrize("limits", [{"cpu_milli": 2000}, {"memory_bytes": 4 * GIB}])
+@pytest.mark.parametrize("limits", [{"cpu_milli": 2000}, {"memory_bytes": 4 * GIB}, {"disk_bytes": 50 * GIB}])
 async def test_there_is_room_until_the_node_is_full_and_again_when_a_run_has_ended(limits: dict[str, Any]) -> None:
     world = World()
     assert await world.admit("a", **limits) is True
@@ -101,9 +102,27 @@ async def test_what_no_node_can_ever_hold_is_refused() -> None:
     world = World()
     await world.process(has=HAS)
     refused = await world.admit("a", cpu_milli=5000, memory_bytes=GIB)
-    assert refused == Outcome(
-        Status.ERROR, "it asks for 5 CPUs and 1024 MiB of memory; no node has more than 4 CPUs and 8192 MiB of memory"
+    has = "no node has more than 4 CPUs, 8192 MiB of memory, 100.0 GiB of disk"
+    assert refused == Outcome(Status.ERROR, f"it asks for 5 CPUs, 1024 MiB of memory; {has}")
+    assert await world.admit("b", disk_bytes=101 * GIB) == Outcome(
+        Status.ERROR, f"it asks for 101.0 GiB of disk; {has}"
     )
+
+
+async def test_a_run_waits_until_its_disk_is_free_whoever_has_filled_it() -> None:
+    world = World()
+    world.free = 30 * GIB
+    assert await world.admit("a", disk_bytes=20 * GIB) is True
+    assert await world.admit("b", disk_bytes=20 * GIB) is False
+    assert await world.admit("c", cpu_milli=1) is True, "what asks for no disk does not wait for it"
+    world.free = 40 * GIB
+    assert await world.admit("b", disk_bytes=20 * GIB) is True
+    world.free = 0
+    assert await world.admit("d", disk_bytes=1) is False
+
+
+async def test_a_disk_nobody_knows_the_size_of_holds_everything() -> None:
+    assert await World().admit("a", has=Use(cpu_milli=1), disk_bytes=GIB) is True
 
 
 @pytest.mark.parametrize(
@@ -126,7 +145,7 @@ async def test_what_a_larger_node_can_hold_waits_for_it(fields: dict[str, Any], 
 @pytest.mark.parametrize("event", ["delete", "resync"])
 async def test_what_removes_or_repairs_needs_no_room(event: str) -> None:
     world = World()
-    admission = Admission(world.driver, DriverSettings(), world.state, HAS)
+    admission = Admission(world.driver, DriverSettings(), world.state, HAS, lambda node: None)
     assert await admission.admit(work("a", {"cpu_milli": 5000}, event), "n") is True
     assert await world.state.node_use("n") is None
 
