@@ -199,8 +199,9 @@ class QemuBackend:
         found, meta = self._running(ns, task_id), self._layout.read_task(ns, task_id)
         if found is not None:
             vm = found[0]
-            await execs.end(lambda signal: vm.guest.sweep([task_id], signal), 0)
-            await vm.guest.run(scripts.REMOVE, task_id)
+            if await vm.guest.run(scripts.REMOVE, task_id):  # most have ended long ago
+                await execs.end(lambda signal: vm.guest.sweep([task_id], signal), 0)
+                await vm.guest.run(scripts.REMOVE, task_id)
         self._layout.forget_task(ns, task_id)
         if meta is not None and meta.job:
             await asyncio.to_thread(Job(self._layout.vm(ns) / SHARE, task_id, meta.job).remove)

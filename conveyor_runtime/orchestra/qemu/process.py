@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -136,7 +138,17 @@ def _is_ours(pid: int, directory: Path) -> bool:
 def version_of(binary: str) -> str:
     """What the program says of itself, one line. Raises `BackendUnavailable` if there is none."""
     try:
-        done = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
+        found = os.stat(shutil.which(binary) or binary)
     except OSError as error:
         raise BackendUnavailable(f"there is no {binary}; apt-get install qemu-system-x86") from error
+    return _said_by(binary, found.st_ino, found.st_mtime_ns)
+
+
+@functools.lru_cache
+def _said_by(binary: str, *_: int) -> str:
+    """Asked again when the file is another one: to load qemu takes longer than all else before a machine begins."""
+    try:
+        done = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BackendUnavailable(f"{binary} cannot be run: {error}") from error
     return done.stdout.partition("\n")[0]

@@ -192,7 +192,11 @@ for cv_file in *; do echo "$cv_file"; done
 """
 
 REMOVE = r"""
-# $1 task: what is left of one whose processes have ended.
+# $1 task: removes what is left of one whose processes have ended. Prints them, and removes nothing, while there are.
+for cv_file in "/sys/fs/cgroup/conveyor/$1"/*/cgroup.procs; do
+  while read -r cv_pid; do echo "$cv_pid"; cv_busy=yes; done < "$cv_file"
+done 2> /dev/null
+[ -z "$cv_busy" ] || exit 0
 umount "/run/conveyor/ns/$1" 2> /dev/null
 rm -rf "/run/conveyor/ns/$1" "/run/conveyor/execs/$1" "/var/lib/conveyor/tasks/$1"
 rmdir "/sys/fs/cgroup/conveyor/$1"/*/ "/sys/fs/cgroup/conveyor/$1" 2> /dev/null
