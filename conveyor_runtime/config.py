@@ -110,7 +110,8 @@ class WarmSettings:
     """How many of each image stand ready from the start of the process to its end."""
 
     on_request: Annotated[int, Field(ge=0)] = 0
-    """How many of an image stand ready that a resource asks for with `warm: true`, for `ttl` after it last did."""
+    """Of how many further images one stands ready, for `ttl` after a resource last asked for it with `warm: true`; of
+    more, those asked for last."""
 
     ttl: Duration = 600.0
     """Seconds after which one that nobody took is replaced."""

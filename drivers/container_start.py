@@ -21,7 +21,7 @@ async def reconcile(
         raise TerminalError(
             f"backend {backend.name} needs an image: set spec.image, or a default image for {payload.resource}"
         )
-    task = Task(id=SANDBOX, image=spec.image or "", limits=spec.limits.as_limits(), pull=spec.pull)
+    task = Task(id=SANDBOX, image=spec.image or "", limits=spec.limits.as_limits(), pull=spec.pull, warm=spec.warm)
 
     async def progress(line: str) -> None:
         logger.info(line)
@@ -58,4 +58,5 @@ driver = Driver(
     direct=False,
     backend_of=backend_of,
     uses=uses,
+    keeps_warm=True,
 )

@@ -189,6 +189,10 @@ class BuildSpec(Model):
     submodules: bool = False
     depth: int = Field(default=1, ge=0, description="Commits of history to fetch; 0 = all.")
     pull: Literal["if-not-present", "always", "never"] = "if-not-present"
+    warm: bool | None = Field(
+        default=None,
+        description="true: have a sandbox of this image ready for the next run; false: take none that stood ready.",
+    )
 
     @model_validator(mode="before")
     @classmethod

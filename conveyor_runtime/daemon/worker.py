@@ -102,6 +102,8 @@ async def connected_manager(
         state = State(MemoryStore() if plain else KvStore(bus, committers[2]))
         # What is started for a bus that is not ours carries no installation, so no janitor touches it.
         installation = "" if plain else (await state.ensure_meta()).installation
+        if orchestra is not None and driver.keeps_warm and installation:
+            orchestra.keep_warm(installation)
         yield DriverManager(
             driver,
             settings,

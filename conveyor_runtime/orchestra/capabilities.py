@@ -11,7 +11,7 @@ from conveyor_runtime.orchestra.base import Backend
 from conveyor_runtime.orchestra.status import ExitStatus, OnOutput, OnStat
 from conveyor_runtime.orchestra.task import ExecTag, Owner, Stdin, Task
 
-__all__ = ["Freezable", "Measured", "Sandbox", "Sandboxes", "VolumeCopy", "sandboxes_of"]
+__all__ = ["Freezable", "KeepsWarm", "Measured", "Sandbox", "Sandboxes", "VolumeCopy", "sandboxes_of"]
 
 
 class Sandbox(Protocol):
@@ -111,6 +111,18 @@ class VolumeCopy(Protocol):
 
         Close the iterator (`contextlib.aclosing`) when leaving it early.
         """
+
+
+@runtime_checkable
+class KeepsWarm(Protocol):
+    """A backend that can start sandboxes before anybody asks, to be taken over by `start_sandbox` (`Task.warm`)."""
+
+    def keep_warm(self, installation: str) -> None:
+        """From now until `close`, keep ready in this process what the settings say. Each one is handed to one task
+        only, also when its process is killed at any moment, and then carries that task's owner."""
+
+    async def reap_warm(self, installation: str) -> list[str]:
+        """Remove what processes keep no more that have died; returns their names. What a living one keeps stays."""
 
 
 def sandboxes_of(backend: Backend) -> Sandboxes:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from conveyor_runtime.errors import BackendError
 from conveyor_runtime.orchestra.base import Backend
+from conveyor_runtime.orchestra.capabilities import KeepsWarm
 from conveyor_runtime.orchestra.status import NamespaceInfo
 
 __all__ = ["IsDead", "reap"]
@@ -22,9 +23,15 @@ async def reap(backend: Backend, installation: str, is_dead: IsDead, *, grace: f
     """Close every namespace of `installation` on `backend` whose owner is dead; returns the names of those closed.
 
     A namespace is left alone when `is_dead` says no or raises. One that cannot be closed is logged and met again in
-    the next round. What runs in one gets `grace` seconds to end. Raises `BackendError` only if nothing can be listed.
+    the next round. What runs in one gets `grace` seconds to end. Sandboxes that a dead process kept ready go as well.
+    Raises `BackendError` only if nothing can be listed.
     """
     reaped = []
+    if isinstance(backend, KeepsWarm):
+        for name in await backend.reap_warm(installation):
+            logger.info(
+                "removed a sandbox that a dead process kept ready", extra={"action": "reaped", "container": name}
+            )
     for info in await backend.namespaces(installation):
         try:
             dead = await is_dead(info)

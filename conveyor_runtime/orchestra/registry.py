@@ -11,6 +11,7 @@ from typing import Self, cast
 from conveyor_runtime.config import BackendSettings
 from conveyor_runtime.errors import BackendUnavailable, ConfigError, TerminalError
 from conveyor_runtime.orchestra.base import Backend
+from conveyor_runtime.orchestra.capabilities import KeepsWarm
 
 __all__ = [
     "BUILT_IN",
@@ -163,6 +164,12 @@ class Orchestra:
             if backend.node == node:
                 return backend
         raise TerminalError(f"node {node!r} is not served here (only {', '.join(self.nodes)})")
+
+    def keep_warm(self, installation: str) -> None:
+        """Have the backends keep sandboxes ready, as their settings say, until `close`."""
+        for backend in self._serving():
+            if isinstance(backend, KeepsWarm):
+                backend.keep_warm(installation)
 
     async def close(self) -> None:
         """Release the connections. Containers go on."""

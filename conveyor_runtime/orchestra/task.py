@@ -164,3 +164,6 @@ class Task:
     grace: float = 10.0
     """Seconds between SIGTERM and SIGKILL when the timeout stops it."""
     pull: PullPolicy = "if-not-present"
+    warm: bool | None = None
+    """Of a sandbox, where the backend keeps some ready: None takes one of the same image if there is one; True also
+    asks to have one ready for the next task, as far as the operator allows; False has one made for this task."""

@@ -31,7 +31,8 @@ class Driver:
     that have no pipeline. `sandbox` says that it works in containers of a node, so that the steps of a run must meet
     there; `backend_of` then names the backend a resource asks for (None = the process's default), and `uses`, of the
     driver that begins a run's sandbox, the CPU, memory and disk the run holds of its node until it ends: a create or an
-    update waits while the node has not that much left; a delete or a resync never does. `defaults` are spec fields used
+    update waits while the node has not that much left; a delete or a resync never does. `keeps_warm` has its processes
+    keep sandboxes ready that it will start, where the operator's settings name some. `defaults` are spec fields used
     where a resource leaves them out, per type.
 
     `resync_period` (seconds) asks for a `resync` of each resource of its types that no run has ended of for that long;
@@ -56,6 +57,7 @@ class Driver:
     direct: bool = True
     backend_of: Callable[[Resource[Any]], str | None] = lambda resource: None
     uses: Callable[[Any], Limits] | None = None
+    keeps_warm: bool = False
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resync_period: float | None = None
     max_concurrent: int | None = None

@@ -68,6 +68,13 @@ RECONCILE_SECONDS = Histogram(
 )
 LOG_LINES = Counter("conveyor_log_lines", "Log lines of runs stored by this process.", registry=REGISTRY)
 
+WARM_SANDBOXES = Counter(
+    "conveyor_warm_sandboxes",
+    "Sandboxes of an image that is kept ready: hit = one stood ready, miss = it was started.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+
 BUS_CONNECTED = Gauge("conveyor_bus_connected", "1 while connected to the bus, else 0.", registry=REGISTRY)
 BUS_DROPPED = Counter(
     "conveyor_bus_dropped_messages",

@@ -21,6 +21,8 @@ from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
 from conveyor_runtime.orchestra.docker.starting import start_container, start_sandbox
 from conveyor_runtime.orchestra.docker.volume import DockerVolume
+from conveyor_runtime.orchestra.docker.warm import WarmSandboxes, reap_warm
+from conveyor_runtime.orchestra.docker.warm_names import KEEPER, namespace_of, taken_owners
 from conveyor_runtime.orchestra.registry import BackendSettings
 from conveyor_runtime.orchestra.status import NamespaceInfo
 from conveyor_runtime.orchestra.task import Owner, Task
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class DockerBackend:
-    """See `conveyor_runtime.orchestra.base.Backend` and `capabilities.Sandboxes`."""
+    """See `conveyor_runtime.orchestra.base.Backend`, `capabilities.Sandboxes` and `capabilities.KeepsWarm`."""
 
     name = "docker"
 
@@ -41,6 +43,8 @@ class DockerBackend:
         self._images = Images(engine, settings.images)
         self._placing = Placing(engine, settings.networks)
         self._host_paths = settings.host_paths
+        self._warm_settings = settings.warm
+        self._warm: WarmSandboxes | None = None
         self._at_work: set[asyncio.Task[None]] = set()
         self.node = engine.node
         self.storage = engine.root
@@ -101,6 +105,8 @@ class DockerBackend:
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> DockerSandbox:
         """See the contract."""
         await self._check(task)
+        if self._warm is not None and (taken := await self._warm.take(ns, task, owner)) is not None:
+            return taken
         async with self._placing.place(task) as placed:
             return await start_sandbox(self._engine, ns, placed, owner)
 
@@ -108,7 +114,7 @@ class DockerBackend:
         """See the contract."""
         name = spec.container_name(ns, task_id)
         attributes = await self._engine.call(self._engine.api.inspect_container, name)
-        if (attributes["Config"].get("Labels") or {}).get(f"{spec.LABEL}namespace") != ns:
+        if namespace_of(name, attributes["Config"].get("Labels") or {}) != ns:
             raise Gone(f"there is no container {task_id} in {ns}")
         if not attributes["State"]["Running"]:
             raise Gone(f"the container {name} does not run: it is {attributes['State']['Status']}")
@@ -116,8 +122,10 @@ class DockerBackend:
 
     async def close_namespace(self, ns: str, *, grace: float = 10.0) -> None:
         """See the contract."""
-        containers = await self._containers(f"{spec.LABEL}namespace={ns}")
-        removals = [self._remove_container(container, grace) for container in containers]
+        labelled, taken = await asyncio.gather(
+            self._containers(f"{spec.LABEL}namespace={ns}"), self._containers(KEEPER, name=rf"^/?{ns}\.")
+        )
+        removals = [self._remove_container(container, grace) for container in (*labelled, *taken)]
         outcomes = await asyncio.gather(*removals, return_exceptions=True)
         failures = [str(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]
         for volume in await self._volumes(f"{spec.LABEL}namespace={ns}"):
@@ -133,15 +141,16 @@ class DockerBackend:
     async def namespaces(self, installation: str) -> list[NamespaceInfo]:
         """See the contract."""
         label = f"{spec.LABEL}installation={installation}"
-        things = [
-            (item["Labels"], datetime.fromtimestamp(item["Created"], UTC)) for item in await self._containers(label)
-        ]
-        things += [(item["Labels"], datetime.fromisoformat(item["CreatedAt"])) for item in await self._volumes(label)]
+        containers, volumes = await self._containers(label), await self._volumes(label)
+        things = [(item["Labels"], datetime.fromtimestamp(item["Created"], UTC)) for item in containers]
+        things += [(item["Labels"], datetime.fromisoformat(item["CreatedAt"])) for item in volumes]
         by_ns: dict[str, list[tuple[Owner, datetime]]] = {}
         for found, created_at in things:
             ns = found.get(f"{spec.LABEL}namespace", "")
             if ns:
                 by_ns.setdefault(ns, []).append((spec.owner_of(found), created_at))
+        for ns, owner, created_at in taken_owners(installation, containers, volumes):
+            by_ns.setdefault(ns, []).append((owner, created_at))
         return [
             NamespaceInfo(
                 ns=ns,
@@ -152,8 +161,20 @@ class DockerBackend:
             for ns, members in sorted(by_ns.items())
         ]
 
+    def keep_warm(self, installation: str) -> None:
+        """See the contract."""
+        wanted = self._warm_settings
+        if self._warm is None and (wanted.images or wanted.on_request):
+            self._warm = WarmSandboxes(self._engine, self._images, self._placing, wanted, installation)
+
+    async def reap_warm(self, installation: str) -> list[str]:
+        """See the contract."""
+        return await reap_warm(self._engine, installation)
+
     async def close(self) -> None:
         """See the contract."""
+        if self._warm is not None:
+            await self._warm.close()
         for task in list(self._at_work):
             task.cancel()
             await asyncio.wait([task])
@@ -181,8 +202,8 @@ class DockerBackend:
         self._at_work.add(task)
         task.add_done_callback(self._at_work.discard)
 
-    async def _containers(self, label: str) -> list[dict[str, Any]]:
-        found = await self._engine.call(self._engine.api.containers, all=True, filters={"label": label})
+    async def _containers(self, label: str, **more: str) -> list[dict[str, Any]]:
+        found = await self._engine.call(self._engine.api.containers, all=True, filters={"label": label, **more})
         return list(found)
 
     async def _volumes(self, label: str) -> list[dict[str, Any]]:

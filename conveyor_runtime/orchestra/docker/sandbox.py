@@ -19,6 +19,7 @@ from conveyor_runtime.orchestra.docker.reading import ByteReader
 from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.spec import EXECS, USER
 from conveyor_runtime.orchestra.docker.stream import Connection, Demux
+from conveyor_runtime.orchestra.docker.warm_names import taken_mark
 from conveyor_runtime.orchestra.status import ExitStatus, OnOutput
 from conveyor_runtime.orchestra.task import ExecTag, Stdin
 
@@ -128,9 +129,9 @@ class DockerSandbox:
     async def cleanup(self) -> None:
         """See the contract."""
         await remove_container(self._engine, self._id)
-        workspace = f"{self._name}.workspace"
-        with contextlib.suppress(Gone):
-            await self._engine.call(self._engine.api.remove_volume, workspace)
+        for volume in (f"{self._name}.workspace", taken_mark(self._name)):
+            with contextlib.suppress(Gone):
+                await self._engine.call(self._engine.api.remove_volume, volume)
 
     async def own(self, path: str) -> None:
         """Give a path to the user that execs run as."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 from conveyor_runtime.errors import TerminalError
@@ -22,6 +23,7 @@ __all__ = [
     "container_name",
     "host_config",
     "labels",
+    "limit_options",
     "owner_of",
     "ownership",
     "run_config",
@@ -169,9 +171,11 @@ def run_config(task: Task, digest: str, found: dict[str, str]) -> dict[str, Any]
     return config
 
 
-def host_config(api: Any, task: Task, volumes: Mapping[str, str]) -> Any:
+def host_config(
+    api: Any, task: Task, volumes: Mapping[str, str], nameless: Mapping[str, str] = MappingProxyType({})
+) -> Any:
     """The host's part: limits, mounts, network, and as few privileges as builds can live with. `volumes` are names by
-    path."""
+    path; one without a name is made for this container, goes with it, and has the labels `nameless`."""
     read_only = {mount_path(task, mount.path) for mount in task.mounts if mount.read_only}
     mounts = [
         {
@@ -179,7 +183,7 @@ def host_config(api: Any, task: Task, volumes: Mapping[str, str]) -> Any:
             "Source": name,
             "Target": path,
             "ReadOnly": path in read_only,
-            "VolumeOptions": {"NoCopy": True},
+            "VolumeOptions": {"NoCopy": True, "Labels": {} if name else dict(nameless)},
         }
         for path, name in volumes.items()
     ]
@@ -209,7 +213,7 @@ def host_config(api: Any, task: Task, volumes: Mapping[str, str]) -> Any:
         # Every byte as it was and all of them: the usual one replaces what is not UTF-8.
         log_config={"Type": "local", "Config": {"max-size": "1000g", "max-file": "1", "compress": "false"}},
         **privileges,
-        **_limits(task.limits),
+        **limit_options(task.limits),
     )
 
 
@@ -220,7 +224,8 @@ def _bindings(ports: Iterable[Port]) -> dict[str, list[tuple[str, int | None]]]:
     return found
 
 
-def _limits(limits: Limits) -> dict[str, Any]:
+def limit_options(limits: Limits) -> dict[str, Any]:
+    """Those of `create_host_config` that keep the limits."""
     options: dict[str, Any] = {}
     if limits.cpu_milli:
         options |= {"cpu_period": _PERIOD, "cpu_quota": limits.cpu_milli * _PERIOD // 1000}

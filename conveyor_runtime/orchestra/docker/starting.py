@@ -15,9 +15,10 @@ from conveyor_runtime.orchestra.docker.image import digest_of
 from conveyor_runtime.orchestra.docker.removal import REMOVAL, remove_container
 from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
 from conveyor_runtime.orchestra.docker.stream import Connection
+from conveyor_runtime.orchestra.docker.warm_names import namespace_of
 from conveyor_runtime.orchestra.task import Owner, Stdin, Task
 
-__all__ = ["start_container", "start_sandbox"]
+__all__ = ["start_container", "start_sandbox", "start_warm"]
 
 _OTHERS_START = 5.0  # seconds for another one to start what it has created
 
@@ -31,14 +32,30 @@ async def start_sandbox(engine: Engine, ns: str, task: Task, owner: Owner) -> Do
     image = await engine.call(engine.api.inspect_image, task.image)
     for volume in volumes.values():
         await engine.call(engine.api.create_volume, volume, labels={**found, spec.KIND: "volume"})
-    user = task.user or (image.get("Config") or {}).get("User") or "0"
-    config = spec.container_config(task, user, {execs.SANDBOX_MARK: ns}, found)
+    config = spec.container_config(task, _user(task, image), {execs.SANDBOX_MARK: ns}, found)
     fresh, attributes = await _once(engine, name, config, host, lambda _: _start(engine, name))
     _check_ours(name, attributes, ns, "sandbox")
     sandbox = DockerSandbox(engine, attributes)
     if fresh:
         await _settle(engine, sandbox, task)
     return sandbox
+
+
+async def start_warm(engine: Engine, name: str, task: Task, found: Mapping[str, str]) -> Any:
+    """Start a sandbox that nobody has asked for, labelled `found`; what it is, as inspected. Its workspace has no name
+    and goes with it. One that is not started to its end is removed."""
+    host = await engine.call(spec.host_config, engine.api, task, {task.workdir: ""}, found)
+    image = await engine.call(engine.api.inspect_image, task.image)
+    config = spec.container_config(task, _user(task, image), {execs.SANDBOX_MARK: name}, dict(found))
+    try:
+        await engine.call(engine.api.create_container, name=name, host_config=host, **config)
+        await _start(engine, name)
+        attributes = await engine.call(engine.api.inspect_container, name)
+        await _settle(engine, DockerSandbox(engine, attributes), task)
+    except BaseException:
+        await remove_container(engine, name)
+        raise
+    return attributes
 
 
 async def start_container(
@@ -70,6 +87,10 @@ async def start_container(
     _, attributes = await _once(engine, name, config, host, start)
     _check_ours(name, attributes, ns, "container")
     return DockerContainer(engine, attributes), feeding[0] if feeding else None
+
+
+def _user(task: Task, image: Mapping[str, Any]) -> str:
+    return str(task.user or (image.get("Config") or {}).get("User") or "0")
 
 
 async def _once(
@@ -138,7 +159,7 @@ async def _settle(engine: Engine, sandbox: DockerSandbox, task: Task) -> None:
 
 def _check_ours(name: str, attributes: Mapping[str, Any], ns: str, kind: str) -> None:
     found = attributes["Config"].get("Labels") or {}
-    if found.get(f"{spec.LABEL}namespace") != ns:
+    if namespace_of(name, found) != ns:
         raise BackendError(f"the container {name} exists and is not ours")
     if found.get(spec.KIND) != kind:
         raise TerminalError(f"{name} is there already, as a {found.get(spec.KIND)} and no {kind}")

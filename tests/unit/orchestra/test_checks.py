@@ -47,7 +47,7 @@ def test_every_wish_is_seen_and_refused() -> None:
 
 def test_no_field_of_a_task_is_forgotten() -> None:
     """A new field must become a wish, or be named here as one that every backend keeps."""
-    kept_by_all = {"id", "image", "command", "env", "workdir", "grace", "pull"}
+    kept_by_all = {"id", "image", "command", "env", "workdir", "grace", "pull", "warm"}
     asked = {field.name for field in fields(Task) if getattr(EVERYTHING, field.name) != getattr(PLAIN, field.name)}
     assert asked | kept_by_all == {field.name for field in fields(Task)}
 
