@@ -144,6 +144,22 @@ class Machine(RuleBasedStateMachine):
             process.drain()
         self.world.check()
 
+    @rule(times=st.sampled_from([1, 2, 6]))
+    def doom(self, times: int) -> None:
+        """Whoever takes a certain step dies of it, so many times."""
+        numbers = None
+        for _ in range(30):
+            self.world.bring_up()
+            self.world.quiet()
+            jobs = [job for job in self.world.jobs() if numbers is None or job.numbers[:2] == numbers[:2]]
+            if jobs:
+                numbers = jobs[0].numbers
+                self.world.kill(jobs[0].worker)
+                times -= 1
+            if numbers is None or not times:
+                return
+            self.world.advance(10.0)
+
     @rule(how=st.sampled_from(["start", "thaw", "join"]))
     def mend(self, how: str) -> None:
         if how == "start":

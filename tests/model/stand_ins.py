@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 
 import pytest
@@ -30,7 +31,8 @@ class StandIns:
         self._alive: dict[int, int] = {}
         self._patch = patch = pytest.MonkeyPatch()
         for kind in (Liveness, Lease, Nodes):
-            patch.setattr(kind.__init__, "__defaults__", (clock.monotonic,))
+            defaults = (clock.monotonic if it is time.monotonic else it for it in kind.__init__.__defaults__ or ())
+            patch.setattr(kind.__init__, "__defaults__", tuple(defaults))
         patch.setattr(claims, "utc_now", clock.utc)
         patch.setattr(uuid_utils, "uuid7", self._new_id)
         patch.setattr(uuid_utils, "uuid4", self._new_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,8 +10,10 @@ import orjson
 
 from conveyor_runtime.bus import Message, subjects
 from conveyor_runtime.bus.streams import DLQ, MESSAGES, RESULTS
+from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.models import DriverRecord, ResourceDefinition, ResourceRecord
 from conveyor_runtime.models.message import H_ATTEMPT, H_RUN, H_STEP, H_TAKEOVER
+from conveyor_runtime.reconcile.lease import LeaseLostError
 from conveyor_runtime.store import Change, Write, keys
 from tests.model.loop import Clock
 from tests.model.model import Model
@@ -28,6 +31,9 @@ PIPELINE = {
     "steps": [{"id": "one", "name": "one", "driver": "first"}, {"id": "two", "name": "two", "driver": "second"}],
     "finally": [{"id": "clean", "name": "clean", "driver": "first"}],
 }
+
+#: How a driver process may end by itself.
+_MAY_END = (LeaseLostError, BusUnavailable, asyncio.CancelledError)
 
 #: Seconds that nothing which can happen may be kept waiting for: longer silences are faults of their own.
 PATIENCE = 4.0
@@ -190,8 +196,11 @@ class World:
         for engine in self.engines:
             if engine is not None and engine.failed:
                 raise engine.failed[0]
+        for worker in self.workers:
+            if worker is not None and worker.exit is not None and not isinstance(worker.exit, _MAY_END):
+                raise worker.exit
         for request in self.requests:
-            if request.outcome == "ok" and request.run_id:
+            if request.outcome == "ok" and request.run_id and request.verb in ("post", "apply"):
                 self.model.answered.add(request.run_id)
         if self.faults:
             raise Violation("\n".join(self.faults))
@@ -236,7 +245,7 @@ class World:
         self.model.ended()
 
     def _under_way(self) -> bool:
-        owed = any(record.get("active") or record.get("queue") for record in self.model.resources.values())
+        owed = any(self.model.owes(record) for record in self.model.resources.values())
         live = any(run["status"] in ("Accepted", "Running") for run in self.model.runs.values())
         return owed or live or any(not it.counted and it.honest for it in self.model.results.values())
 
