@@ -125,6 +125,13 @@ async def test_what_a_task_may_see_of_the_machine(world: World, tmp_path: Path) 
         await world("create", **sh("true"), hostMounts=mounts)
 
 
+async def test_what_it_used_is_told(world: World) -> None:
+    result = await world("create", **sh("sleep 2.2"))  # a backend's first sample comes after a second
+    usage = result.data["usage"]
+    assert 1 <= len(usage["points"]) <= 3
+    assert usage["peakMemoryBytes"] >= usage["points"][0]["memoryBytes"] > 0
+
+
 async def test_a_task_that_fails(world: World) -> None:
     with pytest.raises(TaskFailed, match="exit code 3") as failure:
         await world("create", **sh("exit 3"))
