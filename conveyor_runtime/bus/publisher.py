@@ -120,6 +120,7 @@ class Committer:
     def _pump(self) -> None:
         """Send what may be sent now."""
         self._scheduled = False
+        self._pace.turn(more=self._flights.batch is None and len(self._flights) > 0)
         waiting = self._waiting
         while waiting and self._bus.connected and time.monotonic() >= self._hold_until:
             head = waiting[0]
@@ -172,7 +173,7 @@ class Committer:
             unit.stored(receipts)
 
     def _stored_single(self, unit: Unit, flight: Flight, ack: PubAck) -> None:
-        self._pace.single_landed(more=self._flights.batch is None and len(self._flights) > 0)
+        self._pace.single_landed()
         if flight.stale:
             return
         unit.receipts[flight.index] = Receipt(ack.seq, ack.duplicate)
