@@ -1,7 +1,8 @@
 """The rate limit of a driver: a token bucket that all its processes share, kept as the one time it takes to be one.
 
 That time says when the bucket would be full again; a run that begins moves it on by what one token takes to come.
-Several processes move it by compare-and-set. Each judges it by its own clock: the fastest one sets the pace.
+Several processes move it by compare-and-set. Each judges it by its own clock, so what lies further ahead than a full
+bucket's worth was written by a clock that is fast, and is set back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from conveyor_runtime.errors import ConfigError, RevisionConflict
 from conveyor_runtime.models import RateState, utc_now
 from conveyor_runtime.reconcile.again import give_back
 from conveyor_runtime.store import Put, State, keys
+
+#: By how much two machines' clocks may differ without being wrong.
+_SKEW = timedelta(seconds=1)
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -74,13 +78,16 @@ class RateGate:
         while True:
             found = await self._state.rate(self._driver)
             now = utc_now()
+            latest = now + self._tolerance + self._interval
             full_at = max(found.record.full_at, now) if found is not None else now
+            is_ahead = full_at > latest + _SKEW
+            full_at = min(full_at, latest)
             early = (full_at - self._tolerance - now).total_seconds()
-            if early > 0:
+            if early > 0 and not is_ahead:
                 return early
-            taken = RateState(full_at=full_at + self._interval)
+            left = RateState(full_at=full_at if is_ahead else full_at + self._interval)
             try:
-                await self._state.commit(Put(keys.rate(self._driver), taken, found.revision if found else 0))
+                await self._state.commit(Put(keys.rate(self._driver), left, found.revision if found else 0))
             except RevisionConflict:
                 continue
-            return None
+            return early if is_ahead else None

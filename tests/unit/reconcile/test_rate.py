@@ -87,6 +87,18 @@ async def test_after_a_burst_runs_begin_at_the_rate_whichever_process_asks(monke
     assert passed == 11, "two at once and nine tokens more in the 0.99 s that passed"
 
 
+async def test_a_clock_that_is_fast_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(RateLimit(10, burst=2), monkeypatch)
+    fast, right = world.gates
+    world.now += timedelta(hours=1)
+    assert await fast._take() is None
+    world.now = NOW
+    assert await right._take() == pytest.approx(0.1)
+    world.now += timedelta(seconds=0.1)
+    assert await right._take() is None
+    assert await right._take() == pytest.approx(0.1), "the limit holds all the same"
+
+
 async def test_two_processes_never_take_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(RateLimit(1), monkeypatch)
     assert sorted(await asyncio.gather(world.ask(0), world.ask(1))) == [False, True]
