@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -52,6 +53,7 @@ class Engine:
         self._resources: KeyedQueue[tuple[str, str]] = KeyedQueue(self._settle, name="resource")
         self._inbox: dict[str, list[Delivery]] = defaultdict(list)
         self._starting: set[str] = set()
+        self._setting_aside: set[asyncio.Task[None]] = set()
         self._fleet: tuple[tuple[Mapping[str, DriverRecord], frozenset[str]], Fleet] | None = None
         state.view.listen(self._noticed)
 
@@ -101,7 +103,10 @@ class Engine:
             delivery = await self._results.next()
             run_id = run_id_of(delivery)
             if run_id is None:
-                await self._set_aside(delivery)
+                # Beside the others: it may take long to be kept, and holds one slot of the puller meanwhile.
+                task = asyncio.create_task(self._set_aside(delivery))
+                self._setting_aside.add(task)
+                task.add_done_callback(self._setting_aside.discard)
                 continue
             self._inbox[run_id].append(delivery)
             self._runs.add(run_id)
@@ -116,6 +121,8 @@ class Engine:
     async def close(self) -> None:
         """Stop working; what is in hand goes back to the bus."""
         await self._results.stop()
+        for task in list(self._setting_aside):
+            task.cancel()
         await self._runs.close()
         await self._resources.close()
 

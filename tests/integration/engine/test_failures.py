@@ -163,6 +163,16 @@ async def test_messages_nobody_can_read_are_kept_aside_and_stop_nothing(cluster:
             await asyncio.sleep(0.05)
 
 
+async def test_results_nobody_can_read_hold_up_no_others_while_they_cannot_be_kept(cluster: Cluster) -> None:
+    await cluster.define("thing")
+    await cluster.add(recorder("a", []))
+    await cluster.bus.api("STREAM.DELETE.cv-dlq")
+    for _ in range(4):
+        await cluster.bus.publish("pipelines.driver.result", b"{")
+    run_id = (await cluster.post("thing", "one")).run_id
+    assert (await cluster.ended(run_id, seconds=5)).status == "Succeeded"
+
+
 async def lose_the_dispatch(cluster: Cluster, driver: str) -> None:
     """Take it away, once it is there."""
     subject = f"drivers.{driver}.>"
