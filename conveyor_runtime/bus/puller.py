@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
-from functools import cached_property
 
 from nats.aio.msg import Msg
 
@@ -68,10 +67,10 @@ class Delivery:
         self.num_delivered = self._origin.num_delivered
         """From 1; a server that was killed right after a delivery begins at 1 again."""
 
-    @cached_property
-    def time(self) -> datetime:
-        """When the message was stored."""
-        return wire.time_of(self._origin.time_ns)
+    @property
+    def age(self) -> float:
+        """Seconds since the message was stored, by two clocks."""
+        return time.time() - self._origin.time_ns / 1e9
 
     async def ack(self) -> None:
         """Done: never deliver it again. Sent without asking; one made while disconnected follows later."""

@@ -15,13 +15,14 @@ NAME_RULE = "1 to 128 characters out of A-Z a-z 0-9 _ -"
 #: A name that may stand in a NATS subject.
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
+_NAME = re.compile(NAME_PATTERN[1:-1])
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _LONGEST = timedelta(days=366).total_seconds()
 
 
 def is_name(text: str) -> bool:
     """Whether `text` may be the name of a resource, type, driver, pipeline or step."""
-    return re.fullmatch(NAME_PATTERN[1:-1], text) is not None
+    return _NAME.fullmatch(text) is not None
 
 
 def parse_duration(value: Any) -> float:
@@ -77,4 +78,5 @@ class Model(BaseModel):
 
     def encode(self) -> bytes:
         """The compact JSON that is stored: fields at their default are left out."""
-        return self.model_dump_json(exclude_defaults=True, by_alias=True).encode()
+        # Not `model_dump_json`: that makes a text of these bytes first.
+        return self.__pydantic_serializer__.to_json(self, exclude_defaults=True, by_alias=True)

@@ -6,6 +6,7 @@ it has ended: whoever finds no room looks which have, so nothing a crash leaves 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
@@ -22,6 +23,11 @@ from conveyor_runtime.store import Put, State, keys
 
 #: A lease this old may be of a process that is no more.
 _STALE = timedelta(seconds=LEASE_SILENCE)
+
+#: Seconds until a dispatch that the node has no room for is looked at again, and how many are looked at in a second
+#: where more wait than that allows.
+FULL_RETRY = 2.0
+_LOOKS_PER_SECOND = 100
 
 #: Events that begin no work of the size the resource asks for: they look after what is there, or remove it.
 _AT_ONCE = ("delete", "resync")
@@ -42,6 +48,7 @@ class Admission:
         self._state = state
         self._has = has
         self._free_disk = free_disk
+        self._refused = 0
 
     async def admit(self, work: Work, node: str) -> Outcome | bool:
         """Whether there is room on the node now, which the run then has; how the step ends if there never is."""
@@ -74,6 +81,16 @@ class Admission:
             except RevisionConflict:
                 continue
             return True
+
+    def look_again_in(self) -> float:
+        """Seconds until a delivery that found no room is to be looked at again: the more wait, the longer."""
+        self._refused += 1
+        seconds = max(FULL_RETRY, self._refused / _LOOKS_PER_SECOND)
+        asyncio.get_running_loop().call_later(seconds, self._looked_at)
+        return seconds
+
+    def _looked_at(self) -> None:
+        self._refused -= 1
 
     def _wanted(self, work: Work) -> Use:
         assert self._driver.uses is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from conveyor_runtime.bus import Delivery
 from conveyor_runtime.errors import RevisionConflict
 from conveyor_runtime.models import Claim, utc_now
@@ -12,8 +10,8 @@ from conveyor_runtime.reconcile.lease import Lease
 from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import Put, State, keys
 
-#: A dispatch older than this is checked against its run before it is claimed: its claims may be purged.
-_OLD = timedelta(minutes=30)
+#: A dispatch older than this, in seconds, is checked against its run before it is claimed: its claims may be purged.
+_OLD = 1800.0
 
 #: Seconds until a dispatch that another worker seems to hold is looked at again.
 BUSY_RETRY = 5.0
@@ -31,7 +29,7 @@ class Claims:
         if not self._lease.held():
             await delivery.nak(BUSY_RETRY)
             return False
-        if utc_now() - delivery.time > _OLD and not await self._still_open(work):
+        if delivery.age > _OLD and not await self._still_open(work):
             await delivery.ack()
             return False
         claim = Claim(instance=self._lease.id, node=node, at=utc_now())

@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 _LAST_LINES = 2.0
 
 
-#: Seconds until a dispatch that the node has no room for is looked at again.
-FULL_RETRY = 2.0
+#: What a reconcile counts as that ended without an outcome: another worker has its attempt.
+_GIVEN_UP = "given up"
 
 
 @dataclass
@@ -95,6 +95,10 @@ class Dispatch:
         self.jobs: dict[tuple[str, str, int, int], Job] = {}
         self._heartbeats = Heartbeats()
         self._seconds = metrics.RECONCILE_SECONDS.labels(driver=deps.driver.name)
+        self._ended = {
+            outcome: metrics.RECONCILES.labels(driver=deps.driver.name, outcome=outcome)
+            for outcome in (*Status, _GIVEN_UP)
+        }
 
     async def handle(self, delivery: Delivery) -> None:
         """See one delivery through."""
@@ -105,17 +109,18 @@ class Dispatch:
             return
         # Plain work bears no attempt; the message itself names it.
         key = (work.run_id, work.step, 0, delivery.stream_seq) if work.plain else work.numbers
-        with self._heartbeats.of(delivery):
-            if key in self.jobs:
-                # Redelivered while it is in hand: whoever has it will ack it.
-                await delivery.nak(BUSY_RETRY)
-                return
-            job = self.jobs[key] = Job(work)
-            try:
-                await self._handle(job, delivery)
-            finally:
-                if not job.stuck:
-                    del self.jobs[key]
+        if key in self.jobs:
+            # Redelivered while it is in hand: whoever has it will ack it.
+            await delivery.nak(BUSY_RETRY)
+            return
+        job = self.jobs[key] = Job(work)
+        self._heartbeats.begin(delivery)
+        try:
+            await self._handle(job, delivery)
+        finally:
+            self._heartbeats.end(delivery)
+            if not job.stuck:
+                del self.jobs[key]
 
     async def _handle(self, job: Job, delivery: Delivery) -> None:
         """Claim, reconcile, publish, ack. Plain work has nothing to claim: at least once is all it is promised."""
@@ -124,7 +129,7 @@ class Dispatch:
         if self._admission is not None and refusal is None and not work.plain:
             admitted = await self._admission.admit(work, node)
             if admitted is False:
-                await give_back(delivery, deps.state, FULL_RETRY)
+                await give_back(delivery, deps.state, self._admission.look_again_in())
                 return
             refusal = admitted if admitted is not True else None
         if not work.plain and not await self.claims.take(work, node, delivery):
@@ -197,8 +202,7 @@ class Dispatch:
         job.stop_why = job.stop_why or job.invocation.stopping
         taken = time.monotonic() - started
         self._seconds.observe(taken)
-        status = result.status.value if result else "given up"
-        metrics.RECONCILES.labels(driver=deps.driver.name, outcome=status).inc()
+        self._ended[result.status if result else _GIVEN_UP].inc()
         return result
 
     def _invocation(self, work: Work, payload: str | Resource, logger: DriverLogger, node: str) -> Invocation:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from conveyor_runtime.bus import Delivery
 
@@ -20,16 +18,15 @@ class Heartbeats:
         self._in_hand: set[Delivery] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    @contextmanager
-    def of(self, delivery: Delivery) -> Iterator[None]:
-        """For as long as the delivery is worked on."""
+    def begin(self, delivery: Delivery) -> None:
+        """From now on the delivery is worked on."""
         self._in_hand.add(delivery)
         if self._timer is None:
             self._plan()
-        try:
-            yield
-        finally:
-            self._in_hand.discard(delivery)
+
+    def end(self, delivery: Delivery) -> None:
+        """It is worked on no more."""
+        self._in_hand.discard(delivery)
 
     def _plan(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(HEARTBEAT, self._beat)

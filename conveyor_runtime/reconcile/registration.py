@@ -12,6 +12,9 @@ from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.namesakes import find_living
 from conveyor_runtime.store import Put, State, keys
 
+#: Dispatches of a driver whose runs wait for room that are out with its processes at once.
+_MOST_OUT_WAITING = 50_000
+
 
 class Registration:
     """Registers `driver` for this process, on `nodes` if it works in sandboxes."""
@@ -34,7 +37,8 @@ class Registration:
             filters[subjects.node_consumer(name, node)] = [subjects.node_dispatch(name, node, type_) for type_ in types]
 
         # What the server hands out and has no ack of yet is what the fleet works on: a limit that no crash can break.
-        at_once = self._driver.max_concurrent or max(1024, self._slots * 2)
+        # What waits for room on a node counts, too, and must not keep the rest from being handed out.
+        at_once = self._driver.max_concurrent or max(_MOST_OUT_WAITING if self._driver.uses else 1024, self._slots * 2)
 
         def maker(consumer: str, wanted: list[str]) -> Callable[[], Awaitable[None]]:
             async def make() -> None:

@@ -66,7 +66,7 @@ async def test_a_delivery_tells_all_about_its_message(bus: Bus) -> None:
     assert (delivery.subject, delivery.data) == (SUBJECT, b"body")
     assert delivery.headers["Cv-Step"] == "s1"
     assert (delivery.stream_seq, delivery.num_delivered) == (receipt.seq, 1)
-    assert delivery.time.utcoffset() is not None
+    assert 0 <= delivery.age < 5
     delivery.in_progress()
     await delivery.ack()
     await delivery.nak()

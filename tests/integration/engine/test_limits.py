@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from conveyor_runtime.bus.streams import MESSAGES, list_consumers
 from conveyor_runtime.models import Resource, Use
 from conveyor_runtime.orchestra import Limits
 from conveyor_runtime.reconcile import Driver, DriverLogger, RateLimit
@@ -55,7 +56,7 @@ async def test_a_node_holds_no_more_than_it_has_over_two_processes(
 ) -> None:
     has = Use(cpu_milli=2000, memory_bytes=2**30)
     monkeypatch.setattr("conveyor_runtime.reconcile.manager.capacity", lambda orchestra: has)
-    monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.FULL_RETRY", 0.1)
+    monkeypatch.setattr("conveyor_runtime.reconcile.admission.FULL_RETRY", 0.1)
     at_work, most = 0, 0
 
     async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
@@ -73,6 +74,8 @@ async def test_a_node_holds_no_more_than_it_has_over_two_processes(
     for _ in range(2):
         driver = Driver("d", ("thing",), reconcile, sandbox=True, direct=False, uses=uses)
         await cluster.add(driver, node="n1", concurrency=4)
+    [at_once] = {info["config"]["max_ack_pending"] for info in await list_consumers(cluster.bus, MESSAGES)}
+    assert at_once >= 50_000, "those that wait for room keep none of the others from being handed out"
     posts = [await cluster.post("thing", f"t{number}", "p", cpu=1000) for number in range(8)]
     too_large = await cluster.post("thing", "large", "p", cpu=3000)
     for accepted in posts:

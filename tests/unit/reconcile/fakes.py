@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, cast
 
 import orjson
@@ -61,7 +60,7 @@ class FakeDelivery:
     headers: dict[str, str] = field(default_factory=dict)
     subject: str = "drivers.d.resources.thing"
     stream_seq: int = 1
-    time: datetime = field(default_factory=lambda: datetime.now(UTC))
+    age: float = 0.0
 
 
 def delivery(

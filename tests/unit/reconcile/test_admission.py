@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -159,3 +160,13 @@ async def test_what_cannot_be_read_is_left_to_reconcile() -> None:
     world = World()
     world.driver = replace(world.driver, reconcile=typed)
     assert await world.admit("a", memory_bytes=1) is True
+
+
+@pytest.mark.looptime
+async def test_the_more_wait_the_longer_until_each_is_looked_at_again() -> None:
+    world = World()
+    admission = Admission(world.driver, DriverSettings(), world.state, HAS, lambda node: None)
+    waits = [admission.look_again_in() for _ in range(1000)]
+    assert (waits[0], waits[199], waits[-1]) == (2.0, 2.0, 10.0)
+    await asyncio.sleep(11)
+    assert admission.look_again_in() == 2.0, "all of them have been"

@@ -79,7 +79,7 @@ class Worker:
         payload = orjson.dumps({"name": "one", "resource": "thing", "spec": {}}).decode()
         body = orjson.dumps({"event": event, "payload": payload, "id": "m", "run_id": RUN})
         headers = {"Cv-Run": RUN, "Cv-Step": "s", "Cv-Attempt": "1", "Cv-Takeover": "0"}
-        delivery = Told(body, headers, time=datetime.now(UTC) - age)
+        delivery = Told(body, headers, age=age.total_seconds())
         await self.dispatch.handle(cast(Delivery, delivery))
         return [said for said in delivery.said if said != "busy"]
 
