@@ -57,7 +57,7 @@ def restore(
     \b
     Example: conveyor restore monday.backup --data fresh
     """
-    from conveyor_runtime.daemon.backup import run_restore
+    from conveyor_runtime.daemon.restore import run_restore
 
     told = run_restore(file, nats_url, data)
     say(f"restored {told.messages} messages of installation {told.installation} as of {told.at}")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 
 from conveyor_runtime.bus import Bus
 from conveyor_runtime.bus.address import parse_url
 from conveyor_runtime.config import BusSettings
-from conveyor_runtime.daemon.backup import EMBEDDED, MARKS, new_epoch
-from conveyor_runtime.errors import ConfigError, InfrastructureError
-from conveyor_runtime.store import State
+from conveyor_runtime.errors import ConfigError, InfrastructureError, RevisionConflict
+from conveyor_runtime.store import Put, State, keys
 from conveyor_runtime.store.integrity import HighWater, find_damage, unreadable_keys
 
 log = logging.getLogger(__name__)
+
+#: The high-water marks, in a data directory; an embedded server's goes by this name.
+MARKS = "high-water.json"
+EMBEDDED = "embedded"
 
 
 @asynccontextmanager
@@ -48,3 +53,20 @@ async def sound_store(bus: Bus, state: State, settings: BusSettings) -> AsyncIte
             async with asyncio.timeout(2):
                 if not mark.damage:
                     await mark.take(bus, state)
+
+
+async def new_epoch(state: State, backup_at: datetime | None = None) -> None:
+    """Give the store another epoch, and note when the backup was taken that it comes from. Processes that knew it under
+    the epoch before end."""
+    while True:
+        meta = await state.ensure_meta()
+        found = await state.store.get(keys.META)
+        assert found is not None
+        update = {
+            "epoch": secrets.token_hex(8),
+            "former": (*meta.former, meta.epoch),
+            "backup_at": backup_at or meta.backup_at,
+        }
+        with suppress(RevisionConflict):
+            await state.commit(Put(keys.META, meta.model_copy(update=update), found.revision))
+            return

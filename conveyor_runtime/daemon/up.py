@@ -19,6 +19,7 @@ from conveyor_runtime.config import ApiSettings, BusSettings, DriverSettings
 from conveyor_runtime.daemon.connect import connect, state_on
 from conveyor_runtime.daemon.control import Control, control_plane, fail_together
 from conveyor_runtime.daemon.ready import told
+from conveyor_runtime.daemon.restore import check_restored
 from conveyor_runtime.daemon.soundness import sound_store
 from conveyor_runtime.engine import Draft
 from conveyor_runtime.errors import ConfigError
@@ -78,6 +79,7 @@ async def _bus_url(settings: BusSettings) -> AsyncIterator[tuple[str, Callable[[
     if settings.url:
         yield settings.url, lambda: False
         return
+    check_restored(settings.data_dir / "nats")
     server = EmbeddedServer(settings.data_dir / "nats", host=settings.host, port=settings.port, sync=settings.sync)
     await server.start()
     try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,11 @@ import pytest
 
 from conveyor_runtime.bus import Bus
 from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, stream_info
-from conveyor_runtime.daemon.backup import ORDER, _backup, _restore
+from conveyor_runtime.config import ApiSettings, BusSettings
+from conveyor_runtime.daemon import restore
+from conveyor_runtime.daemon.backup import ORDER, _backup
+from conveyor_runtime.daemon.restore import _restore
+from conveyor_runtime.daemon.up import UpSettings, up
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.models import DriverResult
 from conveyor_runtime.reconcile import Driver, DriverLogger
@@ -124,6 +131,61 @@ async def test_a_store_in_use_is_never_restored_over(start_server: StartServer, 
         assert (await stream_info(cluster.bus, STATE))["state"]["last_seq"] == count  # type: ignore[index]
 
 
+async def killed_restore(file: Path, *arguments: str, at: str) -> None:
+    """A restore that is killed when it comes to `at`, a function of its module."""
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from conveyor_runtime.daemon import restore
+async def die(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+restore.{at} = die
+restore.run_restore(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(file), *arguments)
+    assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGKILL
+
+
+async def test_a_store_is_restored_whole_or_is_not_there(start_server: StartServer, tmp_path: Path) -> None:
+    """Killed before the new epoch is written, it leaves nothing that is served; done again, it is whole."""
+    old, file, data = await start_server(), tmp_path / "backup", tmp_path / "data"
+    async with cluster_on(old.url) as cluster:
+        await cluster.define("thing")
+        before = await cluster.state.ensure_meta()
+        await _backup(file, old.url)
+    await killed_restore(file, "", str(data), at="_begin_anew")
+    with pytest.raises(ConfigError, match=r"has not ended.*conveyor restore.*--data"):
+        async with up(UpSettings(bus=BusSettings(data_dir=data), drivers=())):
+            pass
+    told = await _restore(file, "", data)
+    assert {path.name for path in (data / "nats").iterdir()} == {"lock", "store"}
+    async with up(UpSettings(bus=BusSettings(data_dir=data), api=ApiSettings(port=0), drivers=())) as running:
+        after = await running.control.state.ensure_meta()
+        assert (after.installation, str(after.backup_at)) == (before.installation, told.at.replace("T", " "))
+        assert after.epoch != before.epoch and await running.control.state.definition("thing") is not None
+    with pytest.raises(ConfigError, match="holds a store already"):
+        await _restore(file, "", data)
+
+
+async def test_nobody_serves_a_folder_while_it_is_restored_to(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, file, data = await start_server(), tmp_path / "backup", tmp_path / "data"
+    async with cluster_on(old.url):
+        await _backup(file, old.url)
+    begin_anew = restore._begin_anew
+
+    async def meanwhile(*arguments: Any, **named: Any) -> None:
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+            await start_server(data_dir=data / "nats")
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+            await _restore(file, "", data)
+        await begin_anew(*arguments, **named)
+
+    monkeypatch.setattr(restore, "_begin_anew", meanwhile)
+    await _restore(file, "", data)
+
+
 def test_the_order_keeps_the_promises() -> None:
     """A result that is committed meanwhile must be in the state, a dispatch that is done must not come back."""
     assert set(ORDER) == set(STREAMS)
@@ -131,7 +193,7 @@ def test_the_order_keeps_the_promises() -> None:
 
 
 async def test_drivers_that_knew_the_store_before_end(start_server: StartServer, tmp_path: Path) -> None:
-    from conveyor_runtime.daemon.backup import new_epoch
+    from conveyor_runtime.daemon.soundness import new_epoch
     from conveyor_runtime.store.integrity import EpochChangedError
 
     server = await start_server()
