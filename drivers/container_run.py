@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 from conveyor_runtime.errors import Gone, ImageNotFound, TaskFailed, TaskTimedOut, TerminalError
@@ -111,9 +112,7 @@ async def _serve(payload: Resource[TaskSpec], logger: DriverLogger, context: Run
     running = await _running(backend, ns, wanted)
     if running is None:
         await _remove(backend, ns, wanted, context)
-        owner = Owner(
-            context.installation, context.run_id, wanted, context.attempt, context.takeover, _resource_of(payload)
-        )
+        owner = replace(owner_of(context), step=wanted, resource=_resource_of(payload))
         container = await _start(backend, ns, spec, wanted, owner, logger, context)
         running = await container.status()
         if running.done:

@@ -89,7 +89,14 @@ def _checkout_prefix(context: RunContext) -> str:
 
 def owner_of(context: RunContext) -> Owner:
     """Whose things are made now."""
-    return Owner(context.installation, context.run_id, context.step, context.attempt, context.takeover)
+    return Owner(
+        context.installation,
+        context.run_id,
+        context.step,
+        context.attempt,
+        context.takeover,
+        epoch=context.epoch,
+    )
 
 
 def tag_of(context: RunContext) -> ExecTag:

@@ -101,7 +101,8 @@ async def connected_manager(
             stack.push_async_callback(committer.close)
         state = State(MemoryStore() if plain else KvStore(bus, committers[2]))
         # What is started for a bus that is not ours carries no installation, so no janitor touches it.
-        installation = "" if plain else (await state.ensure_meta()).installation
+        meta = await state.ensure_meta()
+        installation, epoch = ("", "") if plain else (meta.installation, meta.epoch)
         if orchestra is not None and driver.keeps_warm and installation:
             orchestra.keep_warm(installation)
         yield DriverManager(
@@ -113,6 +114,7 @@ async def connected_manager(
                 results=committers[0],
                 logs=committers[1],
                 installation=installation,
+                epoch=epoch,
                 orchestra=orchestra,
                 client=client,
                 plain=plain,

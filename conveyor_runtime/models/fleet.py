@@ -112,5 +112,7 @@ class Meta(Model):
     installation: str
     epoch: str
     created_at: datetime
+    former: tuple[str, ...] = ()
+    """The epochs before this one."""
     backup_at: datetime | None = None
     """When the backup was taken that this store was restored from: of what came later it knows nothing."""

@@ -117,6 +117,8 @@ class Owner:
     takeover: int
     resource: str = ""
     """`type/name/id` of the resource it belongs to, if it outlives the run that made it."""
+    epoch: str = ""
+    """The epoch of the store that had it made, if any is told: what never was a store's epoch is another store's."""
 
 
 @dataclass(frozen=True)

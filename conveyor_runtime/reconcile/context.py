@@ -32,6 +32,7 @@ class RunContext:
     node: str
     installation: str
     settings: DriverSettings
+    epoch: str = ""
     deadline: float | None = None
     client: Client | None = None
     orchestra_: Orchestra | None = None

@@ -61,6 +61,7 @@ class Deps:
     lease: Lease
     executor: Threads
     node: str
+    epoch: str = ""
     orchestra: Orchestra | None = None
     client: Client | None = None
     stuck: Callable[[Stop], None] = lambda why: None
@@ -216,6 +217,7 @@ class Dispatch:
             event=work.message.event,
             node=node,
             installation="" if work.plain else deps.installation,
+            epoch=deps.epoch,
             settings=deps.settings,
             deadline=None if work.timeout is None else time.monotonic() + work.timeout,
             client=deps.client,

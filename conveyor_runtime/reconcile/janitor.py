@@ -65,10 +65,10 @@ class Janitor:
         if services:
             # It outlives the run that made it, but not its resource; one of the same name made later is another.
             gone = now - info.created_at > _YOUNG and not any([await self._is_there(service) for service in services])
-            return gone and not await self._is_beyond_the_backup(info)
+            return gone and not await self._may_be_anothers(info)
         found = await self._state.run(info.run_id)
         if found is None:
-            return now - info.created_at > _YOUNG and not await self._is_beyond_the_backup(info)
+            return now - info.created_at > _YOUNG and not await self._may_be_anothers(info)
         run = found.record
         if run.status.terminal:
             return run.finished_at is not None and self._is_over(run.finished_at + GRACE, now)
@@ -80,18 +80,23 @@ class Janitor:
             self._spared_until = min(self._spared_until or grace, grace)
         return now > grace
 
-    async def _is_beyond_the_backup(self, info: NamespaceInfo) -> bool:
-        """Whether a run made this that came after the backup this store was restored from. The original may be running
-        still, on this very machine, so that such a run is unknown is no answer."""
-        backup_at = (await self._state.ensure_meta()).backup_at
-        if backup_at is None:
-            return False
+    async def _may_be_anothers(self, info: NamespaceInfo) -> bool:
+        """Whether the original of this store, or a copy of it, may have made this: a backup that was restored beside
+        the original runs under the same installation, even on this very machine, so that one's runs are unknown to the
+        other is no answer. What a copy makes bears an epoch that the original never had; what the original made after
+        the backup is newer than that."""
+        meta = await self._state.ensure_meta()
         runs = {info.run_id, *(owner.run_id for owner in info.owners)} - {""}
-        newer = any((made := run_made_at(run_id)) is not None and made > backup_at for run_id in runs)
-        if newer and info.ns not in self._left_alone:
+        made = [it for it in map(run_made_at, runs) if it is not None]
+        why = ""
+        if any(owner.epoch not in ("", meta.epoch, *meta.former) for owner in info.owners):
+            why = "a copy of this store made it"
+        elif meta.backup_at is not None and any(it > meta.backup_at for it in made):
+            why = "it is newer than the backup this store was restored from"
+        if why and info.ns not in self._left_alone:
             self._left_alone.add(info.ns)
-            log.warning("%s is left alone: it is newer than the backup this store was restored from", info.ns)
-        return newer
+            log.warning("%s is left alone: %s", info.ns, why)
+        return bool(why)
 
     async def _is_there(self, service: str) -> bool:
         type_, _, rest = service.partition("/")

@@ -49,6 +49,7 @@ class ManagerDeps:
     results: Committer
     logs: Committer
     installation: str
+    epoch: str = ""
     orchestra: Orchestra | None = None
     client: Client | None = None
     plain: bool = False
@@ -82,6 +83,7 @@ class DriverManager:
                 driver=driver,
                 settings=settings,
                 installation=deps.installation,
+                epoch=deps.epoch,
                 bus=deps.bus,
                 state=deps.state,
                 results=deps.results,

@@ -38,6 +38,7 @@ USER = f"{LABEL}user"
 KIND = f"{LABEL}kind"
 DIGEST = f"{LABEL}digest"
 _RESOURCE = f"{LABEL}resource"
+_EPOCH = f"{LABEL}epoch"
 _TIMES = (f"{LABEL}timeout", f"{LABEL}grace")
 _TMPFS = "rw,nosuid,nodev,mode=1777"
 EXECS = "/.conveyor"
@@ -107,6 +108,7 @@ def labels(ns: str, task_id: str, owner: Owner, kind: str) -> dict[str, str]:
         f"{LABEL}attempt": str(owner.attempt),
         f"{LABEL}takeover": str(owner.takeover),
         **({_RESOURCE: owner.resource} if owner.resource else {}),
+        **({_EPOCH: owner.epoch} if owner.epoch else {}),
         KIND: kind,
     }
 
@@ -132,6 +134,7 @@ def owner_of(found: dict[str, str]) -> Owner:
         attempt=_number(found.get(f"{LABEL}attempt")),
         takeover=_number(found.get(f"{LABEL}takeover")),
         resource=found.get(_RESOURCE, ""),
+        epoch=found.get(_EPOCH, ""),
     )
 
 

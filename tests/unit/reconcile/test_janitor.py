@@ -36,9 +36,9 @@ class Place:
     name = "pretended"
     node = HERE
 
-    def __init__(self, age: float, resource: str = "") -> None:
+    def __init__(self, age: float, resource: str = "", epoch: str = "") -> None:
         created = utc_now() - timedelta(seconds=age)
-        owner = Owner(installation="i", run_id=RUN, step="s", attempt=1, takeover=0, resource=resource)
+        owner = Owner(installation="i", run_id=RUN, step="s", attempt=1, takeover=0, resource=resource, epoch=epoch)
         self._info = NamespaceInfo(ns="cv-i-x", run_id=RUN, created_at=created, owners=(owner,))
         self.closed: list[str] = []
 
@@ -139,6 +139,18 @@ async def test_nothing_is_reaped_while_the_store_cannot_tell() -> None:
         state = cast(State, SimpleNamespace(run=unreachable, resource=unreachable_resource))
         await Janitor(state, cast(Orchestra, SimpleNamespace(backends=[place])), "i").round()
         assert place.closed == []
+
+
+@pytest.mark.parametrize("resource", ["", "thing/gone/id1"])
+async def test_what_a_copy_of_the_store_made_is_the_copys(resource: str) -> None:
+    """Rule 20: the copy of a store that goes on has runs that the store never heard of."""
+    state = State(MemoryStore())
+    meta = await state.ensure_meta()
+    await state.commit(Put(keys.META, meta.model_copy(update={"former": ("e0",)})))
+    for epoch, reaped in (("", True), ("e0", True), (meta.epoch, True), ("another", False)):
+        place = Place(9999, resource, epoch)
+        await Janitor(state, cast(Orchestra, SimpleNamespace(backends=[place])), "i").round()
+        assert place.closed == (["cv-i-x"] if reaped else []), epoch
 
 
 async def test_it_makes_its_first_round_at_once() -> None:
