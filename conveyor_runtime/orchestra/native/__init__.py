@@ -1,7 +1,8 @@
 """The native backend: a sandbox is a private directory and the processes started in it, on this machine.
 
-It isolates nothing: commands run as the worker's own user, see its files and network, and have no resource limits.
-It is for machines without a container engine and for work that is trusted.
+It isolates nothing: commands run as the worker's own user and see its files and network. They have limits and can be
+halted where the worker may make control groups (`cgroups`). It is for machines without a container engine and for work
+that is trusted.
 """
 
 from conveyor_runtime.orchestra.base import Backend

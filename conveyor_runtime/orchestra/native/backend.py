@@ -7,6 +7,7 @@ import resource
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra import checks, execs
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.names import check_task_id, run_of
-from conveyor_runtime.orchestra.native import layout, records
-from conveyor_runtime.orchestra.native.container import NativeContainer
-from conveyor_runtime.orchestra.native.keeper import Job
+from conveyor_runtime.orchestra.native import cgroups, layout, records
+from conveyor_runtime.orchestra.native.container import FreezableContainer, NativeContainer
+from conveyor_runtime.orchestra.native.job import Job
 from conveyor_runtime.orchestra.native.keeping import Keeping
 from conveyor_runtime.orchestra.native.proc import Target
 from conveyor_runtime.orchestra.native.removal import end_targets
@@ -24,11 +25,11 @@ from conveyor_runtime.orchestra.native.sandbox import NativeSandbox, check_user,
 from conveyor_runtime.orchestra.native.spool import spool
 from conveyor_runtime.orchestra.native.volume import NativeVolume, volume_dir
 from conveyor_runtime.orchestra.status import NamespaceInfo
-from conveyor_runtime.orchestra.task import Owner, Task
+from conveyor_runtime.orchestra.task import Limits, Owner, Task
 
 __all__ = ["NativeBackend"]
 
-_KEEPS: tuple[checks.Wish, ...] = ("network host", "user")
+_KEEPS: tuple[checks.Wish, ...] = ("network host", "user")  # and limits, where control groups can be made
 _SANDBOX_KEEPS: tuple[checks.Wish, ...] = (*_KEEPS, "the image's own command")
 _CONTAINER_KEEPS: tuple[checks.Wish, ...] = (*_KEEPS, "mounts", "restart policy", "stdin", "timeout", "ulimits")
 _CONTAINER_PARTS = ("workspace", "home", "tmp")
@@ -38,7 +39,8 @@ _START = 10.0  # seconds for another process to start what it has begun to
 
 class NativeBackend:
     """See `conveyor_runtime.orchestra.base.Backend` and `capabilities.Sandboxes`. Image and pull policy mean nothing
-    here and are ignored; limits, foreign users and networks cannot be kept and are refused."""
+    here and are ignored; foreign users and networks cannot be kept and are refused, and so are limits where this
+    process may make no control groups."""
 
     name = "native"
 
@@ -68,7 +70,8 @@ class NativeBackend:
         meta = layout.read_meta(self._root / _checked(ns) / check_task_id(task_id))
         if meta is None or meta.kind != "container":
             raise Gone(f"there is no native container {task_id} in {ns}")
-        return NativeContainer(self._root, ns, task_id, meta)
+        kind = FreezableContainer if "freezer" in cgroups.places() else NativeContainer
+        return kind(self._root, ns, task_id, meta)
 
     async def create_volume(self, ns: str, name: str, owner: Owner, *, size_bytes: int = 0) -> NativeVolume:
         """See the contract."""
@@ -86,8 +89,14 @@ class NativeBackend:
         """See the contract."""
         _check(task, _SANDBOX_KEEPS)
         meta = layout.Meta(owner, dict(task.env), datetime.now(UTC))
+
+        def make() -> None:
+            note = partial(cgroups.note, nonce=execs.new_nonce(), limits=task.limits)
+            layout.make(self._root, _checked(ns), task.id, meta, layout.SANDBOX_PARTS, furnish=note)
+            cgroups.ensure(self._root / ns / task.id)
+
         try:
-            await asyncio.to_thread(layout.make, self._root, _checked(ns), task.id, meta, layout.SANDBOX_PARTS)
+            await asyncio.to_thread(make)
         except OSError as error:
             raise BackendError(f"cannot make a sandbox in {self._root}: {error}") from error
         return await self.get_sandbox(ns, task.id)
@@ -140,7 +149,7 @@ class NativeBackend:
         """Also what somebody who died left of it; returns what cannot be removed."""
         found = layout.retired(self._root, ns)
         for path in found:
-            layout.remove_tree(path)
+            layout.remove_retired(path)
         return [path for path in found if path.exists()]
 
     def _doom(self, ns: str) -> list[Target]:
@@ -149,6 +158,7 @@ class NativeBackend:
         found = []
         for place in (self._root / ns, *layout.retired(self._root, ns)):
             for home in records.homes(place):
+                cgroups.thaw(home)
                 found += records.targets(home)
                 if (home / "stdout").exists() and not (home / "exit").exists():
                     records.doom(home)
@@ -171,6 +181,7 @@ class NativeBackend:
         found = layout.read_meta(home)
         if found is None or found.kind != "container":
             raise TerminalError(f"{task.id} of {ns} is no container, or was removed at once")
+        cgroups.ensure(home)
         started = await self._keeping.keep(
             Job(
                 home=str(home),
@@ -203,6 +214,7 @@ class NativeBackend:
                 link = draft / path
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(self._root / ns / volume_dir(volume) / "data")
+            cgroups.note(draft, meta.nonce, task.limits)
 
         layout.make(self._root, ns, task.id, meta, _CONTAINER_PARTS, durable=False, furnish=furnish)
 
@@ -227,7 +239,7 @@ def _checked(ns: str) -> str:
 def _check(task: Task, keeps: tuple[checks.Wish, ...]) -> None:
     checks.check_task(task)
     check_user(task.user)
-    checks.refuse(task, "native", keeps)
+    checks.refuse(task, "native", [*keeps, *cgroups.kept_wishes()] if task.limits != Limits() else keeps)
     for limit in task.ulimits:
         if limit.name not in _RLIMITS:
             raise TerminalError(f"there is no ulimit {limit.name!r} on this machine")

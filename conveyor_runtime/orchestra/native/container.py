@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import IO, Any
 
 from conveyor_runtime.errors import BackendError, Gone
+from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.native import records
+from conveyor_runtime.orchestra.native import cgroups, records
 from conveyor_runtime.orchestra.native.layout import Meta
 from conveyor_runtime.orchestra.native.proc import start_of, sweep
 from conveyor_runtime.orchestra.native.removal import remove_home
-from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, Stream
+from conveyor_runtime.orchestra.native.usage import Meter
+from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, OnStat, Stream
 
-__all__ = ["NativeContainer"]
+__all__ = ["FreezableContainer", "NativeContainer"]
 
 _CHUNK = 256 * 1024
 _POLL = (0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # seconds between looks at files, the last one repeated
+_SAMPLE = 1.0  # seconds
 _SETTLE = 5.0  # seconds for a keeper to write down what has happened
 
 
@@ -96,7 +99,25 @@ class NativeContainer:
         """See the contract."""
         await remove_home(self._root, self._ns, self._home.name)
 
+    async def stats(self, on_stat: OnStat) -> None:
+        """See `capabilities.Measured`."""
+        if self._look().done:
+            return
+        meter = Meter(self._home)
+        ending = asyncio.ensure_future(self.wait())
+        try:
+            while not ending.done():
+                stat = await asyncio.to_thread(meter.sample)
+                if stat is not None:
+                    await on_stat(stat)
+                await asyncio.wait([ending], timeout=_SAMPLE)
+            ending.result()
+        finally:
+            ending.cancel()
+            await asyncio.wait([ending])
+
     async def _end(self, grace: float) -> None:
+        cgroups.thaw(self._home)
         await execs.end(lambda number: asyncio.to_thread(sweep, records.targets(self._home), number), grace)
 
     def _look(self) -> ContainerStatus:
@@ -127,6 +148,34 @@ class NativeContainer:
 
     def _record(self, name: str) -> dict[str, Any]:
         return records.read_record(self._home, name)
+
+
+class FreezableContainer(NativeContainer):
+    """See `capabilities.Freezable`. For machines where control groups can be made, and only there: SIGSTOP reaches one
+    process after the other, shows its parent a stop that nobody meant, and any process may take it back."""
+
+    async def freeze(self) -> None:
+        """See the contract. One that has ended stays as it is. Raises `BackendError` between two starts."""
+        if not self._look().done:
+            await finish(asyncio.to_thread(self._freeze))
+
+    async def unfreeze(self) -> None:
+        """See the contract."""
+        await asyncio.to_thread(cgroups.thaw, self._home)
+
+    def _freeze(self) -> None:
+        try:
+            group = cgroups.add_freezer(self._home, self._meta.nonce)
+            # What is started by one inside is inside. What is started by one outside meanwhile is met again.
+            while outside := set(sweep(records.targets(self._home), 0)) - cgroups.members([group]):
+                for pid in outside:
+                    with contextlib.suppress(ProcessLookupError):
+                        cgroups.enter([group], pid)
+            cgroups.freeze(self._home)
+        except OSError as error:
+            raise BackendError(f"the container {self.id} cannot be frozen: {error}") from error
+        if not cgroups.members([group]) and not self._look().done:
+            raise BackendError(f"the container {self.id} waits to be started again, and cannot be frozen meanwhile")
 
 
 def _opened(path: Path) -> IO[bytes]:

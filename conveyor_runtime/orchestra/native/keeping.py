@@ -14,6 +14,7 @@ from pathlib import Path
 import conveyor_runtime
 from conveyor_runtime.errors import BackendError
 from conveyor_runtime.orchestra.native import keeper
+from conveyor_runtime.orchestra.native.job import Job
 
 __all__ = ["Keeping"]
 
@@ -26,7 +27,7 @@ class Keeping:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    async def keep(self, job: keeper.Job) -> bool:
+    async def keep(self, job: Job) -> bool:
         """Have the job started; False if another keeper has it. Raises `BackendError` if no keeper can be had."""
         line = json.dumps(vars(job)).encode() + b"\n"
         async with self._turn:

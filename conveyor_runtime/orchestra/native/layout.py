@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, ConfigError
+from conveyor_runtime.orchestra.native import cgroups
 from conveyor_runtime.orchestra.task import Owner
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "node_name",
     "open_root",
     "read_meta",
+    "remove_retired",
     "remove_tree",
     "retire",
     "retire_one",
@@ -63,6 +65,11 @@ class Meta:
     """Of a container: the environment entry by which its processes are known."""
     volumes: tuple[str, ...] = ()
     """Of a container: what it mounts."""
+
+    @property
+    def nonce(self) -> str:
+        """The value of the mark."""
+        return self.mark.partition("=")[2]
 
 
 def default_root() -> Path:
@@ -182,12 +189,12 @@ def namespaces(root: Path) -> Iterator[tuple[str, list[Meta], datetime]]:
             is_stale = time.time() - changed > _STALE
             if entry.name.startswith((".new-", ".gone-")):
                 if is_stale or (entry.name.startswith(".gone-") and time.time() - changed > _GONE_STALE):
-                    remove_tree(entry)
+                    remove_retired(entry)
                 continue
             if entry.name.startswith(".") or not entry.is_dir():
                 continue
             metas = _metas(entry)
-        except OSError as error:
+        except (OSError, BackendError) as error:
             log.warning("cannot look at %s: %s", entry, error, extra={"action": "namespace_unreadable"})
             continue
         if metas or is_stale:
@@ -234,6 +241,13 @@ def retired(root: Path, ns: str) -> list[Path]:
     """What is still to be removed of a namespace and its parts (`<namespace>_...`), whoever began with it."""
     of_it = re.compile(rf"\.gone-{re.escape(ns)}(_.*)?-[0-9a-f]{{16}}")
     return [root / name for name in sorted(os.listdir(root)) if of_it.fullmatch(name)]
+
+
+def remove_retired(place: Path) -> None:
+    """Remove what was retired, with its control groups. Raises `BackendError` if one of those cannot be removed."""
+    for home in listdir(place):
+        cgroups.remove(home)
+    remove_tree(place)
 
 
 def listdir(path: Path) -> list[Path]:

@@ -12,6 +12,8 @@ import signal as signals
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from conveyor_runtime.orchestra.native.cgroups import members
+
 __all__ = ["Target", "start_of", "sweep"]
 
 
@@ -19,11 +21,13 @@ __all__ = ["Target", "start_of", "sweep"]
 class Target:
     """What to look for: any process with the environment entry `mark`, and, if the process `pid` started at `start`
     (clock ticks since boot) still lives, all of its session, its group and its descendants. `start` -1: the number is
-    surely its own, although it may have ended (its parent has not reaped it)."""
+    surely its own, although it may have ended (its parent has not reaped it). All of the control groups `groups`, too:
+    no process leaves one by itself."""
 
     mark: bytes
     pid: int = 0
     start: int = 0
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def sweep(targets: Iterable[Target], signal: int) -> list[int]:
         for pid, stat in stats.items()
         if pid in leaders or stat.session in leaders or stat.group in leaders or _marked(pid, marks)
     }
+    found |= members(group for target in targets for group in target.groups) & stats.keys()
     found |= _descendants(found, stats)
     found.discard(os.getpid())
     return [pid for pid in sorted(found) if _send(stats[pid], signal)]

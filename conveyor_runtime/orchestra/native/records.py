@@ -12,6 +12,7 @@ from typing import Any
 
 from conveyor_runtime.errors import BackendError
 from conveyor_runtime.orchestra.execs import EXEC_MARK, Record
+from conveyor_runtime.orchestra.native import cgroups
 from conveyor_runtime.orchestra.native.layout import listdir, read_meta
 from conveyor_runtime.orchestra.native.proc import Target, start_of
 
@@ -46,7 +47,10 @@ def targets(home: Path) -> list[Target]:
     """All processes of a sandbox or container, by what they recorded: also where the rest cannot be read."""
     found = [Target(f"{EXEC_MARK}={record.nonce}".encode(), record.pid, record.start) for record in records(home)]
     record = read_record(home, "pid")
-    return [*found, Target(record["mark"].encode(), record["pid"], record["start"])] if record else found
+    if record:
+        groups = tuple(cgroups.groups_of(home))
+        found.append(Target(record["mark"].encode(), record["pid"], record["start"], groups))
+    return found
 
 
 def read_record(home: Path, name: str) -> dict[str, Any]:

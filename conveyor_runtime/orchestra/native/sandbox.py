@@ -16,7 +16,7 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.process import Child
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.native import records
+from conveyor_runtime.orchestra.native import cgroups, records
 from conveyor_runtime.orchestra.native.layout import Meta, remove_tree
 from conveyor_runtime.orchestra.native.proc import Target, start_of, sweep
 from conveyor_runtime.orchestra.native.removal import end_targets, remove_home
@@ -25,6 +25,13 @@ from conveyor_runtime.orchestra.status import ExitStatus, OnOutput
 from conveyor_runtime.orchestra.task import ExecTag, Stdin
 
 __all__ = ["NativeSandbox", "check_user", "environment"]
+
+# $1... control groups, --, then argv.
+_ENTER = r"""
+while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" || exit 125; shift; done
+shift
+exec "$@"
+"""
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -90,10 +97,14 @@ class NativeSandbox:
             workdir=execs.resolve_workdir(self.workspace, workdir),
         )
         started_at = datetime.now(UTC)
+        groups, oom_kills = cgroups.groups_of(self._home), cgroups.oom_kills(self._home)
+        command[0] = "/bin/sh"
+        if groups:
+            command = ["/bin/sh", "-c", _ENTER, "sh", *groups, "--", *command]
         try:
             async with spooled(stdin, self._home / "tmp") as readable:
                 child = await Child.start(
-                    ["/bin/sh", *command[1:]],
+                    command,
                     env=environment(self._home, self._ns, {**self._env, **(env or {})}, f"{execs.EXEC_MARK}={nonce}"),
                     cwd=self._home,
                     stdin=readable,
@@ -104,7 +115,7 @@ class NativeSandbox:
             raise BackendError(f"cannot start a process: {error}") from error
         target = Target(_mark(execs.EXEC_MARK, nonce), child.pid, start_of(child.pid))
         try:
-            return await self._watch(child, target, started_at, timeout, grace)
+            return await self._watch(child, target, started_at, timeout, grace, oom_kills)
         finally:
             await finish(child.close())
 
@@ -137,11 +148,18 @@ class NativeSandbox:
         await remove_home(self._root, self._ns, self._home.name)
 
     async def _watch(
-        self, child: Child, target: Target, started_at: datetime, timeout: float | None, grace: float
+        self,
+        child: Child,
+        target: Target,
+        started_at: datetime,
+        timeout: float | None,
+        grace: float,
+        oom_kills: int,
     ) -> ExitStatus:
         try:
             async with asyncio.timeout(timeout) as clock:
-                status = execs.status_of(await child.wait(), started_at)
+                code = await child.wait()
+                status = execs.status_of(code, started_at, oom=cgroups.oom_kills(self._home) > oom_kills)
         except TimeoutError:
             if not clock.expired():
                 raise
