@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, TerminalError
+from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra import checks
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.docker import spec
@@ -216,25 +216,11 @@ class DockerBackend:
             if container["Labels"].get(spec.KIND) == "container":
                 await (await self._known(identity)).stop(grace)
             else:
-                await self._quiet(identity, grace)
+                await Helper(self._engine, identity).quiet(grace)
         await remove_container(self._engine, identity)
 
     async def _known(self, container: str) -> DockerContainer:
         return DockerContainer(self._engine, await self._engine.call(self._engine.api.inspect_container, container))
-
-    async def _quiet(self, container: str, grace: float) -> None:
-        """Give the execs that still run the chance to end by themselves."""
-        helper = Helper(self._engine, container)
-        deadline = asyncio.get_running_loop().time() + grace
-        try:
-            left = await helper.sweep([], 15, "0")
-            while left and asyncio.get_running_loop().time() < deadline:
-                await asyncio.sleep(0.1)
-                left = await helper.sweep([], 0, "0")
-        except (BackendError, TerminalError) as error:
-            if isinstance(error, BackendUnavailable):
-                raise
-            # A container that cannot be looked after (paused, hanging, without sh) is removed all the same.
 
 
 async def _end_in_time(container: DockerContainer, over_at: datetime, grace: float) -> None:

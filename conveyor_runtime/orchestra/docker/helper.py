@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
-from conveyor_runtime.errors import BackendError, Gone
+from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, TerminalError
 from conveyor_runtime.orchestra.docker import scripts
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, translate
 from conveyor_runtime.orchestra.docker.spec import EXECS
@@ -39,6 +40,19 @@ class Helper:
         except Gone:
             return []
         return [int(word) for word in out.split()]
+
+    async def quiet(self, grace: float) -> None:
+        """Give the execs that still run the chance to end by themselves, within `grace` seconds."""
+        deadline = asyncio.get_running_loop().time() + grace
+        try:
+            left = await self.sweep([], 15, "0")
+            while left and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.1)
+                left = await self.sweep([], 0, "0")
+        except (BackendError, TerminalError) as error:
+            if isinstance(error, BackendUnavailable):
+                raise
+            # A container that cannot be looked after (paused, hanging, without sh) is removed all the same.
 
     async def records(self, *, fence: str = "") -> tuple[int, list[tuple[Record, Note]]]:
         """How many processes have run out of memory so far, and all records; puts up a fence first if one is named."""
