@@ -184,6 +184,10 @@ class GatedDelivery:
         self.num_delivered = handed.delivered
         self.time = handed.item.time
 
+    @property
+    def age(self) -> float:
+        return (self._process.clock.utc() - self.time).total_seconds()
+
     async def ack(self) -> None:
         self._settle("ack", lambda: self._process.server.ack(self._handed))
 

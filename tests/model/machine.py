@@ -160,6 +160,17 @@ class Machine(RuleBasedStateMachine):
                 return
             self.world.advance(10.0)
 
+    @rule(pick=PICK, seconds=st.sampled_from([20.0, 50.0, 70.0]))
+    def stun(self, pick: int, seconds: float) -> None:
+        """A process stands still for so long, while the others go on, and finds itself back."""
+        process = self._victim(pick)
+        if process is not None and not process.frozen:
+            process.frozen = True
+            self.world.advance(seconds)
+            process.frozen = False
+            process.settle()
+        self.world.check()
+
     @rule(how=st.sampled_from(["start", "thaw", "join"]))
     def mend(self, how: str) -> None:
         if how == "start":
@@ -184,6 +195,11 @@ class Machine(RuleBasedStateMachine):
         else:
             op.process.lose(op)
         self.world.check()
+
+    @rule(wait=st.booleans())
+    def results(self, wait: bool) -> None:
+        """The engines are slow in taking results in, or up to date."""
+        self.world.results_wait = wait
 
     @rule(what=st.sampled_from(["delivery", "result", "dispatch"]), pick=PICK)
     def repeat(self, what: str, pick: int) -> None:

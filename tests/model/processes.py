@@ -118,12 +118,11 @@ class WorkerProcess(Process):
         name: str,
         driver: str,
         started: Callable[[Job], None],
-        stopped: Callable[[Job], None],
     ) -> None:
         super().__init__(server, name)
         self.driver = driver
         self.jobs: list[Job] = []
-        self.started, self.stopped = started, stopped
+        self.started = started
         self.instance = ""
         self.exit: BaseException | None = None
         self.ended = False
@@ -168,7 +167,6 @@ class WorkerProcess(Process):
             how = await ending
         finally:
             self.jobs.remove(job)
-            self.stopped(job)
         if how == "again":
             raise RetryableError("not yet")
         return DriverResult(

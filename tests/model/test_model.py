@@ -15,7 +15,7 @@ from tests.model.mirror import MirrorServer, Real
 
 pytestmark = pytest.mark.timeout(3600)
 
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES") or 60)
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES") or 45)
 
 
 def profile(examples: int) -> settings:
@@ -38,6 +38,6 @@ def test_on_a_real_server(nats_server: EmbeddedServer) -> None:
     real = Real(nats_server.url)
     try:
         real_machine = type("RealMachine", (Machine,), {"server": partial(MirrorServer, real=real)})
-        run_state_machine_as_test(real_machine, settings=profile(max(EXAMPLES // 8, 1)))
+        run_state_machine_as_test(real_machine, settings=profile(max(EXAMPLES // 9, 1)))
     finally:
         real.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -35,6 +35,9 @@ PIPELINE = {
 #: How a driver process may end by itself.
 _MAY_END = (LeaseLostError, BusUnavailable, asyncio.CancelledError)
 
+#: How an engine asks for the next result.
+_RESULTS = f"next {subjects.RESULT_CONSUMER}"
+
 #: Seconds that nothing which can happen may be kept waiting for: longer silences are faults of their own.
 PATIENCE = 4.0
 
@@ -50,6 +53,7 @@ class World:
         self.workers: list[WorkerProcess | None] = [None] * len(DRIVERS)
         self.requests: list[Request] = []
         self.faults: list[str] = []
+        self.results_wait = False
         self._stand_ins = StandIns(self.clock, self.faults)
         self.server.on_write = self._wrote
         self.server.on_publish = self._published
@@ -88,7 +92,7 @@ class World:
 
     def start_worker(self, number: int) -> None:
         """In the place of one that is no more."""
-        worker = WorkerProcess(self.server, f"worker {number}", DRIVERS[number], self._begin, self._stop)
+        worker = WorkerProcess(self.server, f"worker {number}", DRIVERS[number], self._begin)
         self.workers[number] = worker
 
     def kill(self, process: Process, arrive: int = 0) -> None:
@@ -125,7 +129,8 @@ class World:
 
     def ready(self) -> list[Op]:
         """What may happen next, in the order in which it was asked for."""
-        return sorted((op for it in self.processes for op in it.ready()), key=lambda op: op.order)
+        found = (op for it in self.processes for op in it.ready())
+        return sorted((op for op in found if not (self.results_wait and op.what == _RESULTS)), key=lambda op: op.order)
 
     def release(self, op: Op, *, answered: bool = True) -> None:
         """Let it happen."""
@@ -176,20 +181,17 @@ class World:
     def _begin(self, job: Job) -> None:
         try:
             self.model.begin(job.worker.instance, job.numbers, job.resource_id, job.event)
-            for other in self._working():
-                same = other.resource_id == job.resource_id and other is not job
-                # Frozen ones are fenced: they do nothing, and what they did before comes first.
-                if same and not other.worker.frozen:
-                    raise Violation(f"I2, I3: {job.numbers} begins while {other.numbers} is worked on")
         except Violation as error:
             self.faults.append(str(error))
 
-    def _working(self) -> Iterator[Job]:
+    def _one_at_a_time(self) -> None:
+        """I2, I3: of one resource, one thing is done at a time. Who is frozen does nothing."""
+        working: dict[str, Job] = {}
         for worker in self.workers:
-            yield from worker.jobs if worker is not None else ()
-
-    def _stop(self, job: Job) -> None:
-        """Nothing to look at: a job that has stopped is in nobody's way."""
+            for job in worker.jobs if worker is not None and not worker.frozen else ():
+                other = working.setdefault(job.resource_id, job)
+                if other is not job:
+                    raise Violation(f"I2, I3: {job.numbers} is worked on while {other.numbers} is")
 
     def check(self) -> None:
         """Raises Violation if anything went wrong that could not be said at once."""
@@ -204,11 +206,13 @@ class World:
                 self.model.answered.add(request.run_id)
         if self.faults:
             raise Violation("\n".join(self.faults))
+        self._one_at_a_time()
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def heal(self) -> None:
         """From now on nothing is broken."""
+        self.results_wait = False
         for process in self.processes:
             if process.frozen:
                 process.frozen = False
