@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.chaos import checks_runs, checks_work
+from tests.chaos import checks_foreign, checks_runs, checks_work
 from tests.chaos.evidence import Evidence
 from tests.chaos.verdict import Verdict
 
@@ -18,4 +18,5 @@ CHECKS: tuple[Callable[[Evidence], Verdict], ...] = (
     checks_work.nothing_is_left,
     checks_runs.finally_steps_ran,
     checks_runs.poison_is_bounded,
+    checks_foreign.foreign_steps,
 )

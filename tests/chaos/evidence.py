@@ -17,7 +17,7 @@ from conveyor_runtime.client import Client, LoggedLine, ResourceInfo
 from conveyor_runtime.models import Claim, Instance, Run, RunRecord, Status
 from conveyor_runtime.store import KvStore, State
 from tests.chaos import journal
-from tests.chaos.fleet import MARK, Fleet
+from tests.chaos.fleet import MARK, Fleet, Member
 from tests.chaos.load import Followed, Load, Op
 
 #: A claim's place: run, step, attempt, takeover.
@@ -48,6 +48,29 @@ class Evidence:
     overlaps: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     wall: float = field(default_factory=lambda: time.time() - time.monotonic())
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What the foreign driver says of an attempt: it took it, or did it. `at` is on `time.monotonic()`."""
+
+    what: str
+    run_id: str
+    event: str
+    step: str
+    attempt: int
+    pid: int
+    at: float
+
+
+def taken_by(member: Member, wall: float) -> list[Taken]:
+    """What it printed in all its lives."""
+    found = []
+    for line in member.log.read_text(errors="replace").splitlines():
+        match line.split():
+            case ["took" | "did" as what, run_id, event, step, attempt, pid, time_ns]:
+                found.append(Taken(what, run_id, event, step, int(attempt), int(pid), int(time_ns) / 1e9 - wall))
+    return found
 
 
 async def settled(fleet: Fleet, patience: float, say: Callable[[str], None]) -> tuple[list[str], float]:

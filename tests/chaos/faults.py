@@ -38,7 +38,8 @@ class Faults:
         while True:
             for member in self._fleet.members:
                 if member.wanted and not member.alive:
-                    if member.life.code not in (None, -9, POISONED):
+                    # A foreign one gives up without the bus, as Conveyor's do.
+                    if member.life.code not in (None, -9, POISONED) and member is not self._fleet.foreign:
                         self.exits.append(
                             f"{member.name} ended by itself with {member.life.code}: {_last_line(member)}"
                         )

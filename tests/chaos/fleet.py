@@ -18,11 +18,15 @@ from pathlib import Path
 from conveyor_runtime.kit.child import end_with_parent
 from tests.chaos import journal
 from tests.chaos.proxy import Proxy
+from tests.chaos.worker import TYPE
 
 ROOT = Path(__file__).parents[2]
 
 #: What every process of a run bears in its environment, so that the process table tells what was left behind.
 MARK = "CONVEYOR_CHAOS_MARK"
+
+#: The driver built on another SDK, where there is one.
+FOREIGN = "chaos-go"
 
 _CONVEYOR = (sys.executable, "-m", "conveyor_runtime")
 
@@ -144,9 +148,10 @@ def _watch(process: subprocess.Popen[bytes], life: Life) -> None:
 
 
 class Fleet:
-    """Everything that can be broken: `servers`, `engines`, `workers`; `outages` are the times NATS was away."""
+    """Everything that can be broken: `servers`, `engines`, `workers`, the `foreign` one among them; `outages` are the
+    times NATS was away."""
 
-    def __init__(self, folder: Path, replicas: int = 1) -> None:
+    def __init__(self, folder: Path, replicas: int = 1, go_driver: Path | None = None) -> None:
         self.folder = folder
         self.native_root = folder / "native"
         self.journal = folder / "journal.jsonl"
@@ -164,6 +169,8 @@ class Fleet:
             for number in range(2)
         ]
         self.workers += [self._worker(name, name) for name in ("container-start", "builder", "container-stop")]
+        self.foreign = self._foreign(go_driver) if go_driver is not None else None
+        self.workers += [self.foreign] if self.foreign is not None else []
 
     @property
     def members(self) -> list[Member]:
@@ -218,6 +225,14 @@ class Fleet:
 
     def _worker(self, name: str, *argv: str) -> Member:
         return self._proxied(name, [*_CONVEYOR, *argv])
+
+    def _foreign(self, program: Path) -> Member:
+        """A driver that is not ours: it is told by its arguments where the bus is."""
+        proxy = Proxy(next(self._ports), self.nats_ports)
+        argv = [str(program), f"nats://127.0.0.1:{proxy.port}", FOREIGN, TYPE, "200ms"]
+        member = Member(FOREIGN, argv, self._environment(), self.folder)
+        member.proxy = proxy
+        return member
 
     def _proxied(self, name: str, argv: list[str]) -> Member:
         proxy = Proxy(next(self._ports), self.nats_ports)

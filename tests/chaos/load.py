@@ -23,6 +23,7 @@ from conveyor_runtime.client import (
     UnavailableError,
     UnreachableError,
 )
+from tests.chaos.fleet import FOREIGN
 from tests.chaos.worker import TYPE
 
 T = TypeVar("T")
@@ -43,6 +44,14 @@ BUILD_PIPELINE = {
     "resource": "ci-build",
     "steps": [{"id": "start", "driver": "container-start"}, {"id": "build", "driver": "builder"}],
     "finally": [{"id": "stop", "driver": "container-stop"}],
+}
+
+#: One step of a driver built on another SDK. It acknowledges before it works: what it dies over ends by its timeout.
+FOREIGN_PIPELINE = {
+    "name": "chaos-foreign",
+    "resource": TYPE,
+    "steps": [{"id": "one", "driver": "chaos-first"}, {"id": "afar", "driver": FOREIGN, "timeout": 8}],
+    "finally": [{"id": "clean", "driver": "chaos-first"}],
 }
 
 #: A build that says so if another one of its run is under way.
@@ -95,7 +104,15 @@ class Load:
     """`run` until `stop`; then `ops` and `followed` tell."""
 
     def __init__(
-        self, api_urls: Sequence[str], seed: int, resources: int, builds: int, overlaps: Path, *, poison: bool
+        self,
+        api_urls: Sequence[str],
+        seed: int,
+        resources: int,
+        builds: int,
+        overlaps: Path,
+        *,
+        poison: bool,
+        foreign: int,
     ) -> None:
         self.ops: list[Op] = []
         self.followed: list[Followed] = []
@@ -107,6 +124,8 @@ class Load:
         self.shared = set(names[-2:])
         self._writers = [(TYPE, name, "") for name in names] + [(TYPE, name, "again") for name in sorted(self.shared)]
         self._writers += [("ci-build", f"b{number}", "") for number in range(builds)]
+        self._foreign = {f"g{number}" for number in range(foreign)}
+        self._writers += [(TYPE, name, "") for name in sorted(self._foreign)]
         self._poison = poison
         self._overlaps = overlaps
         self._following: set[asyncio.Task[None]] = set()
@@ -170,7 +189,8 @@ class Load:
             spec: dict[str, Any] = {"repository": "file:///none", "commands": [build], "number": number}
             return {"resource": type_, "name": name, "pipeline": "chaos-build", "spec": spec}
         steps = {step: _behaviour(step, rng) for step in ("one", "two", "clean", "chaos-first", "chaos-second")}
-        return {"resource": type_, "name": name, "pipeline": "chaos", "spec": {"number": number, "steps": steps}}
+        pipeline = "chaos-foreign" if name in self._foreign else "chaos"
+        return {"resource": type_, "name": name, "pipeline": pipeline, "spec": {"number": number, "steps": steps}}
 
     async def _write_poison(self) -> None:
         """One resource whose work ends every process that takes it."""

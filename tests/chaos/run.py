@@ -17,8 +17,8 @@ from conveyor_runtime.client import Client, ClientError
 from tests.chaos import evidence
 from tests.chaos.checks import CHECKS
 from tests.chaos.faults import Faults, cancelled
-from tests.chaos.fleet import Fleet
-from tests.chaos.load import BUILD_PIPELINE, PIPELINE, Load
+from tests.chaos.fleet import FOREIGN, Fleet
+from tests.chaos.load import BUILD_PIPELINE, FOREIGN_PIPELINE, PIPELINE, Load
 from tests.chaos.verdict import Verdict
 from tests.chaos.worker import TYPE
 
@@ -31,7 +31,8 @@ _JANITOR = 90.0
 
 @dataclass(frozen=True)
 class Settings:
-    """`seconds` of faults; `replicas` is how many NATS servers there are."""
+    """`seconds` of faults; `replicas` is how many NATS servers there are, `go_driver` a program to be one of the
+    drivers."""
 
     seed: int
     seconds: float
@@ -39,6 +40,7 @@ class Settings:
     resources: int = 16
     builds: int = 2
     keep: bool = False
+    go_driver: Path | None = None
 
 
 class Chaos:
@@ -47,7 +49,7 @@ class Chaos:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix=f"cv-chaos-{settings.seed}-"))
-        self.fleet = Fleet(self.folder, settings.replicas)
+        self.fleet = Fleet(self.folder, settings.replicas, settings.go_driver)
         self._began = time.monotonic()
         self._story = (self.folder / "story.log").open("a", buffering=1)
 
@@ -105,9 +107,14 @@ class Chaos:
             await client.apply_definition({"name": "ci-build", "schema": {"type": "object"}})
             await client.apply_pipeline(PIPELINE)
             await client.apply_pipeline(BUILD_PIPELINE)
+            if fleet.foreign is not None:
+                await client.apply_pipeline(FOREIGN_PIPELINE)
 
             async def all_there() -> bool:
-                return sum(len(it.instances) for it in await client.drivers()) == len(fleet.workers)
+                drivers = await client.drivers()
+                ours = sum(len(it.instances) for it in drivers)
+                # A foreign one has no lease, only a name.
+                return ours + sum(it.name == FOREIGN for it in drivers) == len(fleet.workers)
 
             await _until(all_there, 60.0, "all drivers are registered")
 
@@ -115,7 +122,13 @@ class Chaos:
         settings, fleet = self.settings, self.fleet
         faults = Faults(fleet, random.Random(settings.seed), self.note)
         load = Load(
-            fleet.api_urls, settings.seed, settings.resources, settings.builds, fleet.folder / "overlaps", poison=True
+            fleet.api_urls,
+            settings.seed,
+            settings.resources,
+            settings.builds,
+            fleet.folder / "overlaps",
+            poison=True,
+            foreign=4 if fleet.foreign is not None else 0,
         )
         keeping_up = asyncio.create_task(faults.keep_up())
         working = asyncio.create_task(load.run())

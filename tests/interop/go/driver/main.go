@@ -65,7 +65,7 @@ func (d *driver) handle(msg jetstream.Msg) {
 		return
 	}
 	check(msg.Ack())
-	fmt.Println("took", message.RunID, message.Event)
+	d.note("took", &message, &about)
 	d.log(message.RunID, "from Go")
 	time.Sleep(d.work)
 	said := wire.DriverResult{Success: true, Message: "done in Go", Data: map[string]string{"by": "go"}, Driver: d.name}
@@ -73,9 +73,16 @@ func (d *driver) handle(msg jetstream.Msg) {
 		Event: "driver.result", RunID: message.RunID, Resource: about, DriverResult: said,
 	})
 	check(err)
-	_, err = d.js.PublishAsync("pipelines.driver.result", data)
-	check(err)
-	fmt.Println("did", message.RunID)
+	if _, err = d.js.PublishAsync("pipelines.driver.result", data); err != nil {
+		log.Printf("result: %v", err)
+	}
+	d.note("did", &message, &about)
+}
+
+// note prints which attempt of what it is about, and by which process when: run, event, step, attempt, pid, nanoseconds.
+func (d *driver) note(what string, message *wire.DriverMessage, about *wire.Resource) {
+	step, attempt := about.Metadata["cv.step"], about.Metadata["cv.attempt"]
+	fmt.Println(what, message.RunID, message.Event, step, attempt, os.Getpid(), time.Now().UnixNano())
 }
 
 func (d *driver) log(runID, text string) {
@@ -83,9 +90,13 @@ func (d *driver) log(runID, text string) {
 		RunID: runID, Driver: d.name, Timestamp: strconv.FormatInt(time.Now().Unix(), 10), Message: text,
 	})
 	check(err)
-	_, err = d.js.Publish(context.Background(), "logs."+runID, line)
-	check(err)
-	check(d.nc.Publish("live.logs."+runID+"."+d.name, line))
+	// As in the SDK, a line that cannot be stored stops nobody's work.
+	if _, err = d.js.Publish(context.Background(), "logs."+runID, line); err != nil {
+		log.Printf("line: %v", err)
+	}
+	if err = d.nc.Publish("live.logs."+runID+"."+d.name, line); err != nil {
+		log.Printf("live line: %v", err)
+	}
 }
 
 func check(err error) {
