@@ -173,6 +173,17 @@ async def test_closing_fails_who_waits(bus: Bus) -> None:
         await asked
 
 
+async def test_closing_sends_first_what_was_written(nats_server: EmbeddedServer, bus: Bus) -> None:
+    """Such as the acks of a process that ends."""
+    got: asyncio.Queue[bytes] = asyncio.Queue()
+    await bus.subscribe_core("news", lambda msg: got.put_nowait(msg.data))
+    await bus.barrier()
+    ending = await Bus.connect(nats_server.url, name="ending")
+    ending.publish_core("news", b"the last")
+    await ending.close()
+    assert await asyncio.wait_for(got.get(), 5) == b"the last"
+
+
 async def test_a_client_that_stops_reconnecting_is_noticed(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -309,3 +309,26 @@ async def test_work_goes_on_after_the_server_was_killed(start_server: StartServe
     assert working.cancelled()
     await pulling.stop()
     await bus.close()
+
+
+async def test_an_ack_of_an_outage_is_sent_after_it(start_server: StartServer) -> None:
+    """The server was not gone, so it knows what it delivered; without the ack it would deliver it again."""
+    server = await start_server()
+    bus, other = await Bus.connect(server.url, name="test"), await Bus.connect(server.url, name="other")
+    await ensure_streams(bus)
+    await consumer(bus)
+    pulling = puller(bus, Slots(2))
+    await feed(bus, 1)
+    delivery = await soon(pulling.next())
+    went = asyncio.Event()
+    bus.add_connection_listener(lambda up: None if up else went.set())
+    assert bus._nc._transport is not None
+    bus._nc._transport._io_writer.close()  # type: ignore[attr-defined]
+    await asyncio.wait_for(went.wait(), 5)
+    assert not bus.connected
+    await delivery.ack()
+    await settled(other)  # long before the ack wait of 30 s
+    await nothing_comes(pulling)
+    await pulling.stop()
+    await bus.close()
+    await other.close()

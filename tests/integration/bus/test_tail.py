@@ -10,8 +10,10 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from nats.aio.msg import Msg
 
 from conveyor_runtime.bus import ApiError, Bus, Committer, EmbeddedServer, Message, StoredMsg, Tail
+from conveyor_runtime.bus.pull import Pull
 from conveyor_runtime.bus.streams import (
     LOGS,
     STATE,
@@ -221,3 +223,23 @@ async def test_late_messages_come_soon_after_an_outage(start_server: StartServer
         assert (await asyncio.wait_for(waiting, 10)).data == b"late"
         assert time.monotonic() - start < 2
     await bus.close()
+
+
+async def test_what_was_lost_on_the_way_is_fetched_again_in_its_place(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stands, and a message of the middle did not arrive."""
+    arrived = 0
+
+    class Lossy(Pull):
+        def _on_message(self, msg: Msg) -> None:
+            nonlocal arrived
+            arrived += bool(msg.reply)
+            if not msg.reply or arrived != 4:
+                super()._on_message(msg)
+
+    monkeypatch.setattr("conveyor_runtime.bus.tail.Pull", Lossy)
+    await write(bus, range(10))
+    async with reading(Tail(bus, LOGS, "logs.r")) as tail:
+        assert numbers(await take(tail, 10)) == list(range(10))
+        assert arrived > 10
