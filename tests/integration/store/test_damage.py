@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from conveyor_runtime.bus import Bus, Committer, EmbeddedServer
-from conveyor_runtime.bus.streams import STATE, ensure_streams
+from conveyor_runtime.bus import Bus, Committer, EmbeddedServer, Message
+from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, ensure_streams
 from conveyor_runtime.config import BusSettings
 from conveyor_runtime.daemon.connect import state_on
-from conveyor_runtime.daemon.soundness import sound_store
+from conveyor_runtime.daemon.soundness import EMBEDDED, MARKS, sound_store
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.store import KvStore
 from conveyor_runtime.store.base import Write
+from conveyor_runtime.store.integrity import HighWater
 from tests.conftest import StartServer
 
 KEYS = 600
+
+SUBJECTS = {LOGS: "logs.r", MESSAGES: "resources.t", RESULTS: "pipelines.x", DLQ: "cv.dlq.x"}
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def data(tmp_path: Path) -> Path:
 
 
 async def filled(data: Path, start_server: StartServer, *, crash: bool) -> Path:
-    """A store with many keys that was served, and is stopped; the folder of its state's blocks."""
+    """A store with many keys and some messages that was served, and is stopped; the folder of its streams."""
     server = await start_server(data_dir=data / "nats")
     bus = await Bus.connect(server.url, name="test")
     await ensure_streams(bus)
@@ -40,11 +43,20 @@ async def filled(data: Path, start_server: StartServer, *, crash: bool) -> Path:
         store = KvStore(bus, committer)
         await asyncio.gather(*(store.commit([Write(f"run.r{n}", b"x" * 600, 0)]) for n in range(KEYS)))
         await committer.close()
+        for name, subject in SUBJECTS.items():
+            committer = Committer(bus, name)
+            await committer.commit([Message(subject, b"x" * 600) for _ in range(20)])
+            await committer.close()
     await bus.close()
     if crash:
         await kill(server)
     await server.stop()
-    return data / "nats" / "store" / "jetstream" / "$G" / "streams" / STATE / "msgs"
+    return data / "nats" / "store" / "jetstream" / "$G" / "streams"
+
+
+def block(streams: Path, name: str) -> Path:
+    """The file of what was stored first."""
+    return streams / name / "msgs" / "1.blk"
 
 
 async def kill(server: EmbeddedServer) -> None:
@@ -73,26 +85,26 @@ async def served(data: Path, start_server: StartServer, *, accept_loss: bool = F
         await server.stop()
 
 
-def flip(block: Path) -> None:
-    content = bytearray(block.read_bytes())
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0x10
-    block.write_bytes(content)
+    file.write_bytes(content)
 
 
-def halve(block: Path) -> None:
-    block.write_bytes(block.read_bytes()[: block.stat().st_size // 2])
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def halve_between_records(block: Path) -> None:
+def halve_between_records(file: Path) -> None:
     """Nothing in what is left looks broken."""
-    content, end = block.read_bytes(), 0
+    content, end = file.read_bytes(), 0
     while end < len(content) // 2:
         end += int.from_bytes(content[end : end + 4], "little") & 0x3FFFFFFF  # the upper bits are flags
-    block.write_bytes(content[:end])
+    file.write_bytes(content[:end])
 
 
-def remove(block: Path) -> None:
-    block.unlink()
+def remove(file: Path) -> None:
+    file.unlink()
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["stopped", "killed"])
@@ -106,8 +118,7 @@ async def test_damage_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("conveyor_runtime.store.integrity._STALLED", 3.0)
-    blocks = await filled(data, start_server, crash=crash)
-    harm(blocks / "1.blk")
+    harm(block(await filled(data, start_server, crash=crash), STATE))
     with pytest.raises(ConfigError, match=r"damaged.*conveyor restore.*--accept-loss") as refused:
         await served(data, start_server)
     with pytest.raises(ConfigError, match="damaged"):
@@ -116,6 +127,47 @@ async def test_damage_is_noticed(
     epoch = await served(data, start_server, accept_loss=True)
     assert "what is missing is gone" in caplog.text, refused.value
     assert await served(data, start_server) == epoch, "accepted once, it is served as it is"
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "crash", "words"),
+    [
+        *((name, remove, False, rf"\d+ bytes of stream {name} are no messages") for name in STREAMS),
+        *((name, halve_between_records, True, rf"stream {name} ends at sequence \d+,") for name in STREAMS),
+        (STATE, halve_between_records, False, "the latest of the state is missing"),
+        (STATE, flip, False, r"[1-9]\d* keys of the state cannot be read \("),
+    ],
+)
+async def test_each_kind_of_loss_is_said_in_words_of_its_own(
+    data: Path, start_server: StartServer, name: str, harm: Callable[[Path], None], crash: bool, words: str
+) -> None:
+    harm(block(await filled(data, start_server, crash=crash), name))
+    with pytest.raises(ConfigError, match=f"damaged.*{words}"):
+        await served(data, start_server)
+
+
+async def test_a_loss_while_it_is_served_is_said_and_kept(
+    data: Path, start_server: StartServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the mark, which does not follow the store down."""
+    monkeypatch.setattr("conveyor_runtime.store.integrity.PERIOD", 0.02)
+    lost = "stream cv-logs ends at sequence 0, and was acknowledged up to 3"
+    server = await start_server(data_dir=data / "nats")
+    bus = await Bus.connect(server.url, name="test")
+    await ensure_streams(bus)
+    async with state_on(bus) as state, sound_store(bus, state, BusSettings(data_dir=data)), asyncio.timeout(20):
+        for _ in range(3):
+            await bus.publish("logs.r", b"line")
+        while HighWater.read(data / MARKS, EMBEDDED).sequences.get(LOGS) != 3:
+            await asyncio.sleep(0.01)
+        await bus.api(f"STREAM.DELETE.{LOGS}")
+        while not HighWater.read(data / MARKS, EMBEDDED).damage:
+            await asyncio.sleep(0.01)
+        assert f"the store has lost what was acknowledged: {lost}" in caplog.text
+    await bus.close()
+    await server.stop()
+    with pytest.raises(ConfigError, match=f"damaged: {lost}"):
+        await served(data, start_server)
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["stopped", "killed"])
