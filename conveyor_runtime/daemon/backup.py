@@ -17,6 +17,7 @@ from pathlib import Path
 
 from conveyor_runtime import __version__
 from conveyor_runtime.bus import Bus
+from conveyor_runtime.bus.restoring import refuse_unrestored
 from conveyor_runtime.bus.snapshot import Snapshot
 from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, is_ours
 from conveyor_runtime.daemon.connect import state_on
@@ -51,6 +52,7 @@ async def _backup(file: Path, nats_url: str) -> Told:
     try:
         if not await is_ours(bus):
             raise ConfigError("there is no Conveyor Runtime on this bus: nothing to back up")
+        await refuse_unrestored(bus)
         async with state_on(bus) as state:
             meta = await state.ensure_meta()
         at, messages = utc_now().isoformat(), 0

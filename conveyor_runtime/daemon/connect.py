@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from conveyor_runtime.bus import Bus, Committer
+from conveyor_runtime.bus.restoring import refuse_unrestored
 from conveyor_runtime.bus.streams import STATE, ensure_streams, is_foreign_engine
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.store import KvStore, State, View
@@ -21,6 +22,7 @@ async def connect(url: str, *, name: str, patience: float = 10.0, replicas: int 
                 "this bus belongs to a Conveyor engine, whose streams leave no room for ours: drivers of ours serve it,"
                 " a control plane needs a NATS server (or account) of its own"
             )
+        await refuse_unrestored(bus)
         await ensure_streams(bus, replicas=replicas)
     except BaseException:
         await bus.close()
@@ -31,12 +33,13 @@ async def connect(url: str, *, name: str, patience: float = 10.0, replicas: int 
 async def connect_driver(url: str, *, name: str, patience: float = 10.0) -> tuple[Bus, bool]:
     """A connection of a driver, and whether the bus is a Go Conveyor engine's, to be served by the plain contract.
 
-    Any other has our streams then. Raises BusUnavailable, BusError.
+    Any other has our streams then. Raises BusUnavailable, ConfigError, BusError.
     """
     bus = await Bus.connect(url, name=name, patience=patience)
     try:
         plain = await is_foreign_engine(bus)
         if not plain:
+            await refuse_unrestored(bus)
             await ensure_streams(bus)
     except BaseException:
         await bus.close()

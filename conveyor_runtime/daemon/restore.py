@@ -13,13 +13,14 @@ from datetime import datetime
 from pathlib import Path
 
 from conveyor_runtime.bus import Bus, EmbeddedServer
+from conveyor_runtime.bus.restoring import restoring
 from conveyor_runtime.bus.server_setup import lock_data_dir
 from conveyor_runtime.bus.snapshot import CHUNK, restore_stream
-from conveyor_runtime.bus.streams import STATE, STREAMS, stream_info
+from conveyor_runtime.bus.streams import STATE
 from conveyor_runtime.daemon.backup import FORMAT, MANIFEST, ORDER, Told
 from conveyor_runtime.daemon.connect import state_on
 from conveyor_runtime.daemon.soundness import EMBEDDED, MARKS, new_epoch
-from conveyor_runtime.errors import BusError, ConfigError
+from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.store.integrity import HighWater
 
 #: In the folder of an embedded server: where a store is restored before it becomes that server's.
@@ -46,25 +47,18 @@ def check_restored(folder: Path) -> None:
 async def _restore(file: Path, nats_url: str, data_dir: Path) -> Told:
     with _opened(file) as archive:
         manifest = json.loads(archive.read(MANIFEST))
-        async with _named_bus(nats_url) if nats_url else _fresh_store(data_dir / "nats") as bus:
-            for name in STREAMS:
-                if await stream_info(bus, name) is not None:
-                    raise ConfigError(f"there is a stream {name} on this bus already; restore to a fresh one")
-            made: list[str] = []
-            try:
-                # The state last: without it nobody takes this for a store to be served.
-                for name in sorted(ORDER, key=lambda it: it == STATE):
-                    about = json.loads(archive.read(f"{name}.json"))
-                    if not nats_url:
-                        about["config"]["num_replicas"] = 1
-                    made.append(name)
-                    await restore_stream(bus, name, about, _chunks(archive, name))
-                await _begin_anew(bus, data_dir, datetime.fromisoformat(manifest["at"]), embedded=not nats_url)
-            except BaseException:
-                for name in made:
-                    with suppress(BusError):
-                        await bus.api(f"STREAM.DELETE.{name}")
-                raise
+        async with _named_bus(nats_url) if nats_url else _fresh_store(data_dir / "nats") as bus, restoring(bus) as ours:
+            # The state last: without it nobody takes this for a store to be served.
+            for name in sorted(ORDER, key=lambda it: it == STATE):
+                about = json.loads(archive.read(f"{name}.json"))
+                if not nats_url:
+                    about["config"]["num_replicas"] = 1
+                ours.check()
+                await restore_stream(
+                    bus, name, {**about, "config": ours.marked(about["config"])}, _chunks(archive, name)
+                )
+            ours.check()
+            await _begin_anew(bus, data_dir, datetime.fromisoformat(manifest["at"]), embedded=not nats_url)
         size = sum(member.file_size for member in archive.infolist())
     return Told(manifest["at"], manifest["installation"], manifest["messages"], size)
 

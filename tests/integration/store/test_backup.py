@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from conveyor_runtime.bus import Bus
+from conveyor_runtime.bus.snapshot import restore_stream
 from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, stream_info
 from conveyor_runtime.config import ApiSettings, BusSettings
 from conveyor_runtime.daemon import restore
 from conveyor_runtime.daemon.backup import ORDER, _backup
+from conveyor_runtime.daemon.connect import connect, connect_driver
 from conveyor_runtime.daemon.restore import _restore
 from conveyor_runtime.daemon.up import UpSettings, up
-from conveyor_runtime.errors import ConfigError
+from conveyor_runtime.errors import BusError, ConfigError
 from conveyor_runtime.models import DriverResult
 from conveyor_runtime.reconcile import Driver, DriverLogger
 from tests.conftest import StartServer
@@ -184,6 +186,102 @@ async def test_nobody_serves_a_folder_while_it_is_restored_to(
 
     monkeypatch.setattr(restore, "_begin_anew", meanwhile)
     await _restore(file, "", data)
+
+
+async def streams_on(url: str) -> dict[str, int]:
+    """Our streams on a bus, and all others, with how many messages they have."""
+    bus = await Bus.connect(url, name="test")
+    names = (await bus.api("STREAM.NAMES"))["streams"] or []
+    infos = {name: await stream_info(bus, name) for name in names}
+    await bus.close()
+    return {name: info["state"]["messages"] for name, info in infos.items() if info}
+
+
+async def test_nothing_is_served_on_a_bus_before_a_restore_to_it_has_ended(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """Killed, it leaves a bus that control plane, drivers and backups refuse; done again, it is whole."""
+    old, fresh, file = await start_server(), await start_server(), tmp_path / "backup"
+    async with cluster_on(old.url) as cluster:
+        await cluster.define("thing")
+        await _backup(file, old.url)
+        before = await cluster.state.ensure_meta()
+    await killed_restore(file, fresh.url, str(tmp_path), at="_begin_anew")
+    for use in (connect(fresh.url, name="test"), connect_driver(fresh.url, name="test"), _backup(file, fresh.url)):
+        with pytest.raises(ConfigError, match=r"has not ended.*conveyor restore FILE --nats-url"):
+            await use
+    await _restore(file, fresh.url, tmp_path)
+    assert set(await streams_on(fresh.url)) == set(STREAMS)
+    async with cluster_on(fresh.url) as cluster:
+        after = await cluster.state.ensure_meta()
+        assert after.installation == before.installation and after.epoch != before.epoch
+        assert await cluster.state.definition("thing") is not None
+
+
+async def test_a_second_restore_leaves_the_first_alone(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, fresh, file = await start_server(), await start_server(), tmp_path / "backup"
+    async with cluster_on(old.url) as cluster:
+        await cluster.define("thing")
+        await _backup(file, old.url)
+    begin_anew = restore._begin_anew
+
+    async def meanwhile(*arguments: Any, **named: Any) -> None:
+        with pytest.raises(ConfigError, match="has not ended"):
+            await _restore(file, fresh.url, tmp_path)
+        await begin_anew(*arguments, **named)
+
+    monkeypatch.setattr(restore, "_begin_anew", meanwhile)
+    await _restore(file, fresh.url, tmp_path)
+    async with cluster_on(fresh.url) as cluster:
+        assert await cluster.state.definition("thing") is not None
+
+
+async def test_a_restore_that_fails_removes_what_it_made_and_nothing_else(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, fresh, file = await start_server(), await start_server(), tmp_path / "backup"
+    async with cluster_on(old.url):
+        await _backup(file, old.url)
+
+    async def met(bus: Bus, name: str, *arguments: Any) -> None:
+        if name == STATE:
+            other = await Bus.connect(fresh.url, name="other")
+            await other.api(f"STREAM.CREATE.{STATE}", {"name": STATE, **STREAMS[STATE]})
+            await other.publish("$KV.cv-state.theirs", b"kept")
+            await other.close()
+        await restore_stream(bus, name, *arguments)
+
+    monkeypatch.setattr(restore, "restore_stream", met)
+    with pytest.raises(BusError, match=f"a stream {STATE} already"):
+        await _restore(file, fresh.url, tmp_path)
+    assert await streams_on(fresh.url) == {STATE: 1}
+
+
+async def test_a_restore_that_was_cut_off_does_not_go_on(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another may have found nobody, and begun."""
+    old, fresh, file = await start_server(), await start_server(), tmp_path / "backup"
+    async with cluster_on(old.url):
+        await _backup(file, old.url)
+
+    async def cut_off(bus: Bus, name: str, *arguments: Any) -> None:
+        await restore_stream(bus, name, *arguments)
+        if name == RESULTS:
+            assert bus._nc._transport is not None
+            bus._nc._transport._io_writer.close()  # type: ignore[attr-defined]
+            while bus.connected:
+                await asyncio.sleep(0.01)
+            monkeypatch.setattr(restore, "restore_stream", restore_stream)
+            await _restore(file, fresh.url, tmp_path)
+            await bus.wait_connected(10)
+
+    monkeypatch.setattr(restore, "restore_stream", cut_off)
+    with pytest.raises(BusError, match="broke during the restore"):
+        await _restore(file, fresh.url, tmp_path)
+    assert set(await streams_on(fresh.url)) == set(STREAMS)
 
 
 def test_the_order_keeps_the_promises() -> None:
