@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from conveyor_runtime.api.shapes import CancelRequest
 from conveyor_runtime.engine.validation import parse
 from conveyor_runtime.models import Run, RunRecord, Status
 from conveyor_runtime.store import View
+from conveyor_runtime.store.run_index import ALL, LIVE, Key, RunIndex
 
 router = APIRouter(tags=["runs"])
 
@@ -33,11 +34,17 @@ class RunFilter:
     name: Annotated[str | None, Query(description="The name of the resource.")] = None
     pipeline: Annotated[str | None, Query()] = None
 
-    def candidates(self, view: View) -> Iterable[str]:
-        """Ids of the runs that may match, newest first."""
-        if self.status and not any(status.terminal for status in self.status):
-            return sorted(view.live_runs, reverse=True)
-        return view.run_ids()
+    def keys(self, index: RunIndex) -> list[Key]:
+        """Where the runs that may match are found; of several ways the one with the fewest."""
+        ways: list[list[Key]] = [[ALL]]
+        if self.status:
+            live = [] if all(status.terminal for status in self.status) else [LIVE]
+            ways.append([*live, *(("status", status.value) for status in set(self.status) if status.terminal)])
+        if self.type is not None and self.name is not None:
+            ways.append([("resource", f"{self.type}.{self.name}")])
+        named = {"type": self.type, "name": self.name, "pipeline": self.pipeline}
+        ways += [[(kind, value)] for kind, value in named.items() if value is not None]
+        return min(ways, key=index.count)
 
     def may_match(self, raw: bytes) -> bool:
         """Whether a stored run is worth decoding. Every word of the filter must stand in it as it is."""
@@ -74,12 +81,17 @@ async def list_all(
 
 
 async def _matching(view: View, wanted: RunFilter, cursor: str) -> AsyncIterator[RunRecord]:
-    for number, run_id in enumerate(wanted.candidates(view), 1):
-        if number % _STRIDE == 0:
-            await asyncio.sleep(0)
-        found = view.run(run_id)
-        if (not cursor or run_id < cursor) and found and wanted.may_match(found.raw) and wanted.matches(found.record):
-            yield found.record
+    keys = wanted.keys(view.runs)
+    while run_ids := view.runs.before(keys, cursor, _STRIDE):
+        for run_id in run_ids:
+            found = view.run(run_id)
+            if found is None or not wanted.may_match(found.raw):
+                continue
+            run = found.look()
+            if wanted.matches(run):
+                yield run
+        cursor = run_ids[-1]
+        await asyncio.sleep(0)
 
 
 @router.get("/runs/{run_id}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from conveyor_runtime.bus import Bus
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.errors import RevisionConflict
-from conveyor_runtime.models import RunRecord
+from conveyor_runtime.models import RunRecord, run_made_at
 from conveyor_runtime.store import LogStore, Put, Versioned, keys
 
 log = logging.getLogger(__name__)
@@ -56,11 +55,11 @@ class Purge:
         too_many = len(oldest_first) - KEEP_MOST
         named: set[str] | None = None
         for index, run_id in enumerate(oldest_first):
-            if index >= too_many and (_made_at(run_id) or now) > now - KEEP_FOR:
+            if index >= too_many and (run_made_at(run_id) or now) > now - KEEP_FOR:
                 # Ids sort by the time they were made, so all that follow are younger.
                 return
             found = self._state.view.run(run_id)
-            ended = found.record.finished_at if found is not None and found.record.status.terminal else None
+            ended = found.look().finished_at if found is not None and run_id not in self._state.view.live_runs else None
             if found is None or ended is None or ended > now - (AT_LEAST if index < too_many else KEEP_FOR):
                 continue
             named = self._named() if named is None else named
@@ -86,12 +85,3 @@ class Purge:
         except RevisionConflict:
             return False
         return True
-
-
-def _made_at(run_id: str) -> datetime | None:
-    """When a UUIDv7 was made; None for any other id."""
-    try:
-        made = uuid.UUID(run_id)
-    except ValueError:
-        return None
-    return datetime.fromtimestamp((made.int >> 80) / 1000, UTC) if made.version == 7 else None

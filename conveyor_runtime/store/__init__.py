@@ -11,7 +11,8 @@ from conveyor_runtime.store.letters import keep_dead_letter
 from conveyor_runtime.store.logs import LogFollower, LogStore
 from conveyor_runtime.store.memory import MemoryStore
 from conveyor_runtime.store.state import Blob, Put, State
-from conveyor_runtime.store.view import Versioned, View
+from conveyor_runtime.store.versioned import Versioned
+from conveyor_runtime.store.view import View
 
 __all__ = [
     "Blob",

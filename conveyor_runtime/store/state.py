@@ -28,7 +28,8 @@ from conveyor_runtime.models import (
 )
 from conveyor_runtime.store import keys
 from conveyor_runtime.store.base import Change, Store, Write
-from conveyor_runtime.store.view import Versioned, View
+from conveyor_runtime.store.versioned import Versioned
+from conveyor_runtime.store.view import View
 
 M = TypeVar("M", bound=Model)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar, cast
+from collections.abc import Set as AbstractSet
+from typing import TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -26,6 +27,8 @@ from conveyor_runtime.models import (
     Status,
 )
 from conveyor_runtime.store.base import Change, Store, Watch
+from conveyor_runtime.store.run_index import ALL, Facts, RunIndex
+from conveyor_runtime.store.versioned import Versioned
 
 log = logging.getLogger(__name__)
 
@@ -43,56 +46,26 @@ _MODELS: dict[str, type[Model]] = {
 #: Parts of a key after its kind, where they are not one: a key that somebody else made must not stop the view.
 _PARTS = {"resource": 2, "claim": 4}
 
-_TERMINAL = {status.value.encode() for status in Status if status.terminal}
-_KNOWN = {status.value.encode() for status in Status}
+_KNOWN = {"", *(status.value for status in Status)}
 
-_RUN_STATUS = re.compile(rb'"status":"(\w+)"')
+#: Runs that ended last whose records stay decoded: what follows an end looks at them once more. Of the others there are
+#: too many.
+_ENDED_DECODED = 1000
 
 #: Called with the kind of key (`run`, `claim`, ...) and the rest of the key's parts.
 Listener = Callable[[str, tuple[str, ...]], None]
 
 
-class Versioned(Generic[M]):
-    """A record and the revision it was written at, decoded on first use."""
-
-    __slots__ = ("_model", "_raw", "_record", "revision", "set_aside")
-
-    def __init__(self, revision: int, model: type[M], raw: bytes, record: M | None = None) -> None:
-        self.revision = revision
-        self.set_aside = False
-        """Found to be undecodable."""
-        self._model = model
-        self._raw = raw
-        self._record = record
-
-    @property
-    def record(self) -> M:
-        """The decoded record. Raises pydantic's ValidationError if it is none."""
-        if self._record is None:
-            self._record = self._model.model_validate_json(self._raw)
-        return self._record
-
-    def decoded(self, record: M) -> None:
-        """Take over what was written, so that it need not be decoded."""
-        self._record = self._record or record
-
-    @property
-    def raw(self) -> bytes:
-        """The stored bytes."""
-        return self._raw
-
-
 class View:
-    """All records by kind and key parts. `start()` returns once the state as of now has been read.
-
-    `live_runs` are the ids of runs that are not terminal.
-    """
+    """All records by kind and key parts; `runs` finds those of runs. `start()` returns once the state as of now has
+    been read."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._kinds: dict[str, dict[tuple[str, ...], Versioned[Model]]] = {kind: {} for kind in _MODELS}
         self._claims_of_run: dict[str, set[tuple[str, ...]]] = {}
-        self.live_runs: set[str] = set()
+        self.runs = RunIndex()
+        self._ended: deque[Versioned[Model]] = deque()
         self._drivers: dict[str, DriverRecord] | None = None
         self._deleted: dict[tuple[str, tuple[str, ...]], int] = {}
         self._listeners: list[Listener] = []
@@ -161,7 +134,7 @@ class View:
         if kind == "claim":
             self._index_claim(parts, change.value is not None)
         elif kind == "run":
-            self._index_run(parts[0], change.value, cast("RunRecord | None", record))
+            self._index_run(parts[0], known.raw if known is not None else None, change.value)
         elif kind == "driver":
             self._drivers = None
         for listener in self._listeners:
@@ -181,18 +154,18 @@ class View:
             if not claims:
                 del self._claims_of_run[parts[0]]
 
-    def _index_run(self, run_id: str, value: bytes | None, record: RunRecord | None) -> None:
-        if record is not None:
-            (self.live_runs.discard if record.status.terminal else self.live_runs.add)(run_id)
+    def _index_run(self, run_id: str, before: bytes | None, after: bytes | None) -> None:
+        old, new = (Facts.read(raw) if raw is not None else None for raw in (before, after))
+        self.runs.change(run_id, old, new)
+        if new is None:
             return
-        status = _RUN_STATUS.search(value) if value is not None else None
-        if status is not None and status[1] not in _TERMINAL:
-            self.live_runs.add(run_id)
-        else:
-            self.live_runs.discard(run_id)
-        if status is not None and status[1] not in _KNOWN:
+        if new.status not in _KNOWN:
             # Of a newer version, most likely: alive, but nothing this one can look at.
             self._decodes("run", (run_id,))
+        elif new.ended:
+            self._ended.append(self._kinds["run"][run_id,])
+            if len(self._ended) > _ENDED_DECODED:
+                self._ended.popleft().forget()
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -251,9 +224,14 @@ class View:
             if (type_ is None or parts[0] == type_) and self._decodes("resource", parts):
                 yield cast("Versioned[ResourceRecord]", records[parts])
 
+    @property
+    def live_runs(self) -> AbstractSet[str]:
+        """Ids of the runs that are not terminal."""
+        return self.runs.live
+
     def run_ids(self) -> list[str]:
         """Ids of all runs, newest first."""
-        return sorted((parts[0] for parts in self._kinds["run"]), reverse=True)
+        return self.runs.before((ALL,), "", self.runs.count((ALL,)))
 
     def claims_of(self, run_id: str) -> Iterator[tuple[tuple[str, int, int], Claim]]:
         """The claims of a run: ((step, attempt, takeover), claim)."""

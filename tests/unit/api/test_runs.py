@@ -69,6 +69,10 @@ async def test_filters(world: World) -> None:
     assert await ids(world, "?status=Pending&status=Succeeded") == [other, waiting, done]
     assert await ids(world, "?status=Failed") == []
     assert await ids(world, "?pipeline=p") == []
+    assert await ids(world, "?pipeline=p&status=Pending&status=Succeeded&type=app") == []
+    assert await ids(world, "?status=Pending&status=Succeeded&type=app&name=a") == [done]
+    assert await ids(world, f"?status=Pending&cursor={other}") == [waiting]
+    assert await ids(world, f"?type=app&cursor={done}") == []
     assert await ids(world, '?name=a","x":"') == []
 
 

@@ -177,3 +177,14 @@ async def test_who_this_installation_is_is_decided_once() -> None:
     store = MemoryStore()
     metas = await asyncio.gather(*(State(store).ensure_meta() for _ in range(5)))
     assert len({meta.installation for meta in metas}) == 1
+
+
+def test_only_the_runs_that_ended_last_stay_decoded(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conveyor_runtime.store.view._ENDED_DECODED", 2)
+    for revision, run_id in enumerate(("a", "b", "c", "live"), 1):
+        record = run_of(run_id, Status.RUNNING if run_id == "live" else Status.FAILED)
+        view.apply(Change(keys.run(run_id), record.encode(), revision), record)
+    found = {run_id: view.run(run_id) for run_id in view.run_ids()}
+    assert [run_id for run_id, it in found.items() if it is not None and it._record is not None] == ["live", "c", "b"]
+    assert found["a"] is not None and found["a"].look() == run_of("a", Status.FAILED)
+    assert found["a"]._record is None, "who looks at many keeps none"
