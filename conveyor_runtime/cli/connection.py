@@ -54,7 +54,9 @@ def address_of(ctx: typer.Context, api_url: str | None) -> tuple[str, str]:
 
 def _ready_file() -> Path:
     """Where an `up` or `serve` whose data lie here tells its addresses."""
-    return Path(os.environ.get("CONVEYOR_DATA") or ".conveyor") / "ready.json"
+    from conveyor_runtime.daemon.ready import READY_FILE
+
+    return Path(os.environ.get("CONVEYOR_DATA") or ".conveyor") / READY_FILE
 
 
 def _told_here() -> dict[str, str]:
