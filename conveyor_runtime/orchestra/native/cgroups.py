@@ -11,6 +11,7 @@ Blocking, but all of it is short; `remove` waits for what it kills.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -51,8 +52,10 @@ _PERIOD, _LEAST = 100_000, 1000  # microseconds; the least part of a period that
 _PATIENCE = 10.0  # seconds for a group to be empty after what was in it has been killed
 
 
+@functools.cache
 def places(root: Path = _ROOT, own: Path = _OWN) -> dict[Controller, Path]:
-    """The directory in which each controller's groups can be made; without those that are not there, or not for us."""
+    """The directory in which each controller's groups can be made; without those that are not there, or not for us.
+    Looked for once."""
     paths = {}
     for line in _read(own).splitlines():
         _, names, path = line.split(":", 2)
