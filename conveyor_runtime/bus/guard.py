@@ -66,8 +66,12 @@ async def guard_streams(bus: Bus) -> None:
 async def _mend(bus: Bus, changed: set[str]) -> None:
     """Put back what differs of these streams and forget them. Raises BusError at one that cannot be mended now."""
     for name in sorted(changed):
-        fields = await put_back(bus, name)
-        changed.discard(name)
+        changed.discard(name)  # before the look: a change that comes during it has the name noted again
+        try:
+            fields = await put_back(bus, name)
+        except BaseException:
+            changed.add(name)
+            raise
         if fields:
             log.warning(
                 "bus: somebody changed %s of stream %s, a Go Conveyor engine on this bus perhaps; put back",

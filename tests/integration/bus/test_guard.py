@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conveyor_runtime.bus import Bus, EmbeddedServer
+from conveyor_runtime.bus import Bus, EmbeddedServer, guard, streams
 from conveyor_runtime.bus.guard import guard_streams
 from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STREAMS, stream_info
 from conveyor_runtime.config import DriverSettings
@@ -84,6 +84,26 @@ async def test_what_others_added_stays(guarded: Bus, caplog: pytest.LogCaptureFi
     await guarded.api(f"STREAM.UPDATE.{RESULTS}", {**config, "description": "theirs"})
     await asyncio.sleep(1.2)
     assert (await config_of(guarded, RESULTS))["description"] == "theirs" and not said(caplog)
+
+
+async def test_a_change_during_the_look_is_not_forgotten(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after the guard has read, and its advisory before the guard is done."""
+    late = asyncio.Event()
+
+    async def meanwhile(watched: Bus, name: str) -> list[str]:
+        fields = await streams.put_back(watched, name)
+        if name == MESSAGES and not late.is_set():
+            await foreign_reset(bus)
+            await watched.barrier()
+            late.set()
+        return fields
+
+    monkeypatch.setattr(guard, "put_back", meanwhile)
+    task = asyncio.create_task(guard_streams(bus))
+    await asyncio.wait_for(late.wait(), 5)
+    await put_back(bus)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_what_happened_while_we_were_away_is_found(
