@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import timedelta
 
 import orjson
 import pytest
@@ -13,8 +14,9 @@ from conveyor_runtime.bus.messages import next_by_subject
 from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.engine import runs
 from conveyor_runtime.errors import ConfigError, TaskFailed, TaskTimedOut, TerminalError
-from conveyor_runtime.models import DriverResult, Resource
+from conveyor_runtime.models import Claim, DriverResult, Instance, Resource, utc_now
 from conveyor_runtime.reconcile import Driver, DriverLogger, RunContext
+from conveyor_runtime.store import Put, keys
 from tests.integration.engine.test_queue import Gate
 from tests.integration.engine.test_runs import recorder
 from tests.support.cluster import Cluster
@@ -183,8 +185,6 @@ async def lose_the_dispatch(cluster: Cluster, driver: str) -> None:
 
 
 async def test_a_lost_dispatch_is_issued_again_by_the_sweep(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datetime import timedelta
-
     monkeypatch.setattr("conveyor_runtime.engine.sweep._SETTLING", timedelta(0))
     calls: list[tuple[str, str]] = []
     await cluster.define("thing")
@@ -204,8 +204,6 @@ async def test_a_lost_dispatch_of_a_finally_step_is_issued_again_in_a_cancelled_
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rules 13 and 16: a cancel never speaks of `finally` steps."""
-    from datetime import timedelta
-
     monkeypatch.setattr("conveyor_runtime.engine.sweep._SETTLING", timedelta(0))
     gate, calls = Gate(), list[tuple[str, str]]()
     await cluster.define("thing")
@@ -223,8 +221,6 @@ async def test_a_lost_dispatch_of_a_finally_step_is_issued_again_in_a_cancelled_
 
 
 async def test_a_run_no_resource_names_is_removed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datetime import timedelta
-
     monkeypatch.setattr("conveyor_runtime.engine.sweep.ORPHAN_AGE", timedelta(0))
     await cluster.define("thing")
     record = (await cluster.post("thing", "one")).record
@@ -233,6 +229,67 @@ async def test_a_run_no_resource_names_is_removed(cluster: Cluster, monkeypatch:
     await cluster.state.commit(*runs.puts(orphan))
     await cluster.sweep.sweep()
     assert await cluster.state.run(orphan.run_id) is None
+
+
+async def test_a_run_that_waits_its_turn_is_none_however_old_it_is(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I1: what a resource names was accepted."""
+    monkeypatch.setattr("conveyor_runtime.engine.sweep.ORPHAN_AGE", timedelta(0))
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate")
+    await cluster.add(gate.driver)
+    await cluster.post("thing", "one", "p")
+    await gate.started.get()
+    second = (await cluster.put("thing", "one", "p", x=1)).run_id
+    await cluster.until(lambda: second in cluster.state.view.live_runs)
+    await cluster.sweep.sweep()
+    assert await cluster.state.run(second) is not None
+    gate.open.set()
+    assert (await cluster.ended(second)).status == "Succeeded"
+
+
+async def test_leases_of_processes_long_dead_are_forgotten_once_no_run_needs_them(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = utc_now()
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate")
+    await cluster.add(gate.driver)
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    long_ago = now - timedelta(hours=2)
+    for id_, renewed_at in (("old", long_ago), ("claims", long_ago), ("young", now), ("lives", long_ago)):
+        lease = Instance(id=id_, driver="d", started_at=long_ago, renewed_at=renewed_at, ended=id_ != "lives")
+        await cluster.state.commit(Put(keys.instance(id_), lease))
+    await cluster.state.commit(Put(keys.claim(run_id, "gate", 1, 7), Claim(instance="claims", at=now)))
+    await cluster.until(lambda: cluster.state.view.claim(run_id, "gate", 1, 7))
+    await cluster.sweep.sweep()
+    left = {stored.key for stored in await cluster.state.store.list("instance.")}
+    assert "instance.old" not in left
+    assert {"instance.claims", "instance.young", "instance.lives"} <= left
+    gate.open.set()
+    await cluster.ended(run_id)
+
+
+async def test_the_sweep_looks_again_after_a_reconnect(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 16: what happened meanwhile was not told to anybody here."""
+    sweeps = asyncio.Queue[None]()
+
+    async def sweep() -> None:
+        sweeps.put_nowait(None)
+
+    monkeypatch.setattr(cluster.sweep, "sweep", sweep)
+    sweeping = asyncio.create_task(cluster.sweep.run())
+    await sweeps.get()
+    assert cluster.bus._nc._transport is not None
+    cluster.bus._nc._transport._io_writer.close()  # type: ignore[attr-defined]
+    async with asyncio.timeout(10):
+        await sweeps.get()
+    sweeping.cancel()
+    await asyncio.wait({sweeping})
 
 
 async def test_keys_nobody_can_read_stop_neither_the_sweep_nor_results(
@@ -246,9 +303,9 @@ async def test_keys_nobody_can_read_stop_neither_the_sweep_nor_results(
     await cluster.pipeline("p", "thing", "a")
     run_id = (await cluster.post("thing", "one", "p")).run_id
     newer = b'{"run_id":"0192-newer","type":"thing","name":"two","event":"create","generation":1,"status":"%s"}'
-    keys = {"run.0192-newer": newer % b"Paused", "run.0193-broken": newer % b"Running", "claim.a.b.c.d": b"{}"}
-    keys |= {"claim.r.s.1.0": b"?", "instance.x": b"{}", "resource.thing.two": b"{}", "driver.x": b"{}"}
-    for key, value in keys.items():
+    unreadable = {"run.0192-newer": newer % b"Paused", "run.0193-broken": newer % b"Running", "claim.a.b.c.d": b"{}"}
+    unreadable |= {"claim.r.s.1.0": b"?", "instance.x": b"{}", "resource.thing.two": b"{}", "driver.x": b"{}"}
+    for key, value in unreadable.items():
         await cluster.bus.publish(subjects.kv(key), value)
     await cluster.bus.publish("pipelines.driver.result", b'{"event":"driver.result","run_id":"0192-newer"}')
     await cluster.until(lambda: {"0192-newer", "0193-broken"} <= cluster.state.view.live_runs)
