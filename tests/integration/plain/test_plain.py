@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import orjson
 import pytest
 
-from conveyor_runtime.bus import Bus
+from conveyor_runtime.bus import Bus, Message
 from conveyor_runtime.bus.consumers import consumer_info, list_consumers
 from conveyor_runtime.daemon.connect import connect
-from conveyor_runtime.errors import ConfigError, RetryableError
+from conveyor_runtime.errors import BusUnavailable, ConfigError, RetryableError
 from conveyor_runtime.models import DriverResult
 from conveyor_runtime.reconcile import Driver, DriverLogger
+from conveyor_runtime.reconcile.plain import LOGS, PlainLogs
+from tests.conftest import StartServer
 from tests.integration.plain.conftest import Add
 from tests.support.go_engine import STREAMS, GoEngine, stream_config
 
@@ -179,6 +182,28 @@ async def test_without_a_stream_for_logs_results_are_reported_all_the_same(
     await engine.stop()
 
 
+async def test_lines_wait_for_a_bus_that_is_away_and_are_not_taken_for_unwanted(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I5: what takes them cannot be told now."""
+    monkeypatch.setattr("conveyor_runtime.reconcile.plain._LOOK", 0.3)
+    server = await start_server()
+    engine = await GoEngine.start(await Bus.connect(server.url, name="go-engine"))
+    logs = PlainLogs(engine.bus, LOGS)
+    line = Message("logs.run-1", b"{}")
+    [first] = await logs.commit([line])
+    await server.stop()
+    for _ in range(2):
+        with pytest.raises(BusUnavailable):
+            await logs.commit([line])
+    await server.start()
+    await engine.bus.wait_connected(10)
+    [second] = await logs.commit([line])
+    assert 0 < first.seq < second.seq
+    await logs.close()
+    await engine.stop()
+
+
 async def test_a_consumer_deleted_under_our_feet_is_made_again(engine: GoEngine, add: Add) -> None:
     seen: list[str] = []
     await add(counter(seen))
@@ -212,11 +237,12 @@ async def test_a_process_that_stood_still_gives_its_work_back(
         return DriverResult(success=True)
 
     monkeypatch.setattr("conveyor_runtime.reconcile.dispatch.BUSY_RETRY", 0.05)
+    monkeypatch.setattr("conveyor_runtime.reconcile.lease.RENEW_EVERY", 0.5)
     manager = await add(Driver("ours", ("thing",), slow))
     await engine.event("ours", "run-1")
     await asyncio.wait_for(started.wait(), 5)
-    manager._lease._confirmed -= 30
-    manager._look.set()
+    # As after a SIGSTOP: nothing ran, and the clock went on. Its next renewal succeeds, and proves nothing.
+    manager._lease._clock = lambda: time.monotonic() + 30
     assert (await engine.result())["driverresult"]["success"] and tries == ["run-1", "run-1"]
 
 

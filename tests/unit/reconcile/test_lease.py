@@ -1,4 +1,4 @@
-"""What a process says of a bus that stays away."""
+"""What a process makes of its own lease: a bus that stays away, a time in which it stood still."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from conveyor_runtime.errors import BusUnavailable
-from conveyor_runtime.reconcile.lease import BUS_ADDRESS, Lease
+from conveyor_runtime.reconcile.lease import BUS_ADDRESS, SELF_FENCE, Lease
 from conveyor_runtime.store import MemoryStore, State
 
 
@@ -37,3 +37,21 @@ async def test_a_bus_that_stays_away_is_named_once(
     said = [it.getMessage() for it in caplog.records if "ready file" in it.getMessage()]
     assert len(said) == 1
     assert "nats://h:4222 has not answered for 30 s" in said[0]
+
+
+@pytest.mark.looptime
+async def test_a_lease_that_lapsed_while_the_process_stood_still_is_told_before_it_is_renewed() -> None:
+    """Rule 12: its work may be another's by now, however well the renewal goes."""
+    now, told, renewals = 0.0, list[str](), asyncio.Queue[bool]()
+    lease = Lease(State(MemoryStore()), "d", (), 1, lambda: now)
+    await lease.renew()
+    task = asyncio.create_task(lease.run(lambda: renewals.put_nowait(lease.held()), lambda: told.append("lapsed")))
+    assert await renewals.get()
+    assert told == []
+    now += SELF_FENCE + 1
+    assert not lease.held()
+    assert await renewals.get(), "it holds again"
+    assert told == ["lapsed"]
+    await renewals.get()
+    task.cancel()
+    assert told == ["lapsed"], "told once"
