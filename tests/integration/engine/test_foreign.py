@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import orjson
 import pytest
 
 from conveyor_runtime.bus import Bus, EmbeddedServer
+from conveyor_runtime.bus.streams import DUPLICATE_WINDOW, MESSAGES
 from conveyor_runtime.errors import ConfigError
+from conveyor_runtime.models import RunRecord, utc_now
 from tests.integration.engine.test_runs import recorder
 from tests.support.cluster import Cluster
 
@@ -303,3 +306,35 @@ async def test_it_is_handed_one_message_per_attempt_however_often_that_is_publis
     receipt = await cluster.engine.transitions.dispatcher.publish(found.record, step, again)
     assert receipt.duplicate
     await waiting(cluster, 1)
+
+
+async def test_what_may_have_been_published_long_ago_is_not_published_again(cluster: Cluster, foreign: Foreign) -> None:
+    """Rule 17: the server may no longer tell a duplicate, and whether it was taken nobody knows: it has its timeout."""
+    await foreign("afar")
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "afar", timeout=900)
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await noted(cluster, run_id, "afar")
+    published: list[str] = []
+    unsubscribe = await cluster.bus.subscribe_core("drivers.afar.>", lambda msg: published.append(msg.subject))
+    await cluster.bus.api(f"STREAM.PURGE.{MESSAGES}", {"filter": "drivers.afar.>"})
+
+    def long_ago(run: RunRecord) -> RunRecord:
+        """As the engine left it that noted the issue and died."""
+        update = {"foreign_seq": None, "due": None, "issued_at": utc_now() - timedelta(seconds=DUPLICATE_WINDOW)}
+        return run.model_copy(update={"steps": {"afar": run.steps["afar"].model_copy(update=update)}})
+
+    run = await cluster.engine.transitions.change(run_id, long_ago)
+    assert run is not None and run.steps["afar"].foreign_seq is None
+    run = await cluster.until(lambda: _given_a_due_time(cluster, run_id))
+    state = run.steps["afar"]
+    assert (state.foreign_seq, published) == (0, [])
+    assert timedelta(seconds=890) < state.due - utc_now() < timedelta(seconds=901)
+    await unsubscribe()
+
+
+def _given_a_due_time(cluster: Cluster, run_id: str) -> RunRecord | None:
+    found = cluster.state.view.run(run_id)
+    if found is None or (state := found.record.steps["afar"]).due is None or state.foreign_seq:
+        return None
+    return found.record

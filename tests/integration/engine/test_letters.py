@@ -7,6 +7,8 @@ from datetime import timedelta
 
 import pytest
 
+from conveyor_runtime.bus.messages import next_by_subject
+from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.engine import steps
 from conveyor_runtime.engine.redrive import Redrive
 from conveyor_runtime.errors import BusUnavailable, Conflict, NotFound
@@ -174,6 +176,26 @@ async def test_a_message_of_another_publisher_is_handed_over_again(cluster: Clus
         while not seen:
             await asyncio.sleep(0.01)
     assert seen == ["plain"]
+
+
+async def test_what_is_redriven_twice_is_published_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two who ask at once, and by a process that died before it removed the letter."""
+    subject = "drivers.a.resources.thing"
+    await keep_dead_letter(cluster.bus, "dispatch", b"{}", msg_id="one", reason="test", subject=subject)
+    [letter] = await letters(cluster, 1)
+
+    async def crash(self: Letters, letter_id: int) -> bool:
+        raise BusUnavailable("the process dies before it removes the letter")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Letters, "remove", crash)
+        with pytest.raises(BusUnavailable):
+            await redriver(cluster).redrive(letter.about.id)
+    assert (await redriver(cluster).redrive(letter.about.id)).action == "published"
+    published = await next_by_subject(cluster.bus, MESSAGES, subject, 1)
+    assert published is not None
+    assert await next_by_subject(cluster.bus, MESSAGES, subject, published.seq + 1) is None
+    assert await Letters(cluster.bus).list(limit=100) == []
 
 
 async def test_what_was_cut_cannot_be_published_again(cluster: Cluster) -> None:
