@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from conveyor_runtime.api import follow as follow_module
 from conveyor_runtime.errors import BusUnavailable
+from conveyor_runtime.store.logs import LogEntry
 from conveyor_runtime.telemetry import metrics
 from tests.unit.api.world import World, events_of
 
@@ -181,6 +184,37 @@ async def test_a_lost_bus_ends_without_end(world: World, run_id: str, monkeypatc
     assert answer.status_code == 200
     assert events_of(answer.text) == []
     assert (await world.http.get(f"/logs/{run_id}")).status_code == 503
+
+
+async def test_no_more_is_read_ahead_than_a_slow_client_is_owed(
+    world: World, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log of a gigabyte must not lie in memory because somebody reads it over a bad line."""
+    monkeypatch.setattr(follow_module, "MOST_AHEAD", 10)
+    monkeypatch.setattr(follow_module, "GATHER", 0.0)
+    for number in range(35):
+        await world.line(run_id, str(number))
+    await world.run_steps(run_id)
+    read, everything = 0, world.logs.follow
+
+    async def counted(*arguments: Any, **options: Any) -> AsyncIterator[LogEntry]:
+        nonlocal read
+        async for entry in everything(*arguments, **options):
+            read += 1
+            yield entry
+
+    monkeypatch.setattr(world.logs, "follow", counted)
+    found = await world.state.run(run_id)
+    assert found is not None
+    taken: list[str] = []
+    async for item in follow_module.follow(world.services, world.app.state.ends, found.record):
+        if isinstance(item, list):
+            assert len(item) <= 10
+            taken += [entry.line.message for entry in item]
+            for _ in range(10):  # the client is slow
+                await asyncio.sleep(0)
+            assert read <= len(taken) + 10
+    assert taken == [str(number) for number in range(35)]
 
 
 async def test_ends_are_forgotten(world: World, run_id: str) -> None:
