@@ -141,3 +141,7 @@ async def test_a_node_is_gone_after_ten_minutes_without_the_driver() -> None:
     assert watcher.nodes.is_gone("d", "n2")
     watcher.time += 100
     assert not watcher.nodes.is_gone("d", "n2"), "who stood still does not know"
+    await watcher.pass_time(NODE_GONE)
+    assert not watcher.nodes.is_gone("d", "n2"), "nor how it was meanwhile: a process may have come and gone"
+    await watcher.pass_time(1)
+    assert watcher.nodes.is_gone("d", "n2")

@@ -248,6 +248,20 @@ async def test_a_run_that_may_still_be_on_its_way_into_the_store_is_not_lost(age
     assert (await world.record()).active == (None if lost else named)
 
 
+async def test_a_resource_that_is_gone_leaves_no_versions_behind() -> None:
+    world = World()
+    record = owing("delete3", generation=3, revision=3, deleting=True)
+    other = record.model_copy(update={"id": "other", "name": "two"})
+    for it in (record, other):
+        await world.put(*(Put(keys.version(it.id, number), it) for number in (1, 2)))
+    await world.put(Put(keys.run("delete3"), run_of("delete3", event="delete", generation=3)))
+    await world.put(Put(keys.resource("thing", "one"), record))
+    settler, _ = await world.settler()
+    await settler.settle("thing", "one")
+    assert await State(world.store).resource("thing", "one") is None
+    assert {stored.key for stored in await world.store.list("version.")} == {"version.other.1", "version.other.2"}
+
+
 async def test_a_superseded_run_ends_before_it_leaves_the_queue() -> None:
     """Rule 2."""
     world = World()
