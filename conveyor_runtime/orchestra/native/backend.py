@@ -15,7 +15,7 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra import checks, execs
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.names import check_task_id, run_of
-from conveyor_runtime.orchestra.native import cgroups, layout, records
+from conveyor_runtime.orchestra.native import cgroups, layout, records, retiring
 from conveyor_runtime.orchestra.native.container import FreezableContainer, NativeContainer
 from conveyor_runtime.orchestra.native.job import Job
 from conveyor_runtime.orchestra.native.keeping import Keeping
@@ -115,7 +115,7 @@ class NativeBackend:
         try:
             everything += await asyncio.to_thread(self._doom, ns)
             await end_targets(everything, grace)
-            await asyncio.to_thread(layout.retire, self._root, ns)
+            await asyncio.to_thread(retiring.retire, self._root, ns)
             # Whoever began between the last look and the removal has lost its directory, and now its life.
             await end_targets(everything, 0)
             left = await asyncio.to_thread(self._remove_retired, ns)
@@ -147,16 +147,16 @@ class NativeBackend:
 
     def _remove_retired(self, ns: str) -> list[Path]:
         """Also what somebody who died left of it; returns what cannot be removed."""
-        found = layout.retired(self._root, ns)
+        found = retiring.retired(self._root, ns)
         for path in found:
-            layout.remove_retired(path)
+            retiring.remove_retired(path)
         return [path for path in found if path.exists()]
 
     def _doom(self, ns: str) -> list[Target]:
         """All that runs there, by what leads to it: finds those that emptied their environment but stayed in the
         session. No container of it is started again from here on."""
         found = []
-        for place in (self._root / ns, *layout.retired(self._root, ns)):
+        for place in (self._root / ns, *retiring.retired(self._root, ns)):
             for home in records.homes(place):
                 cgroups.thaw(home)
                 found += records.targets(home)

@@ -211,8 +211,10 @@ def _note(home: Path, groups: Mapping[Controller, Path], limits: Limits) -> None
 
 
 def _noted(home: Path) -> dict[str, Any]:
-    found = _read(home / "cgroups")
-    return dict(json.loads(found)) if found else {}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((home / "cgroups").read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _until(condition: Callable[[], bool]) -> None:

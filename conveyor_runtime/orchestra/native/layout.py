@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,24 +25,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, ConfigError
-from conveyor_runtime.orchestra.native import cgroups
+from conveyor_runtime.orchestra.native.retiring import listdir, remove_retired, remove_tree
 from conveyor_runtime.orchestra.task import Owner
 
 __all__ = [
     "SANDBOX_PARTS",
     "Meta",
     "default_root",
-    "listdir",
     "make",
     "namespaces",
     "node_name",
     "open_root",
     "read_meta",
-    "remove_retired",
-    "remove_tree",
-    "retire",
-    "retire_one",
-    "retired",
 ]
 
 log = logging.getLogger(__name__)
@@ -213,67 +206,6 @@ def _metas(namespace: Path) -> list[Meta]:
         if meta is not None:
             metas.append(meta)
     return metas
-
-
-def retire(root: Path, ns: str) -> None:
-    """Take a namespace's name away, so that nothing can begin in it any more. From then it is among `retired`."""
-    with contextlib.suppress(FileNotFoundError):
-        (root / ns).rename(root / f".gone-{ns}-{secrets.token_hex(8)}")
-
-
-def retire_one(root: Path, ns: str, task_id: str) -> Path | None:
-    """The same for one sandbox or container of it; where it is now, None if it was not there."""
-    for _ in range(10):
-        place = root / f".gone-{ns}-{secrets.token_hex(8)}"
-        place.mkdir(mode=0o700)
-        try:
-            (root / ns / task_id).rename(place / task_id)
-        except FileNotFoundError:
-            if (root / ns / task_id).exists():
-                continue  # somebody who closes the namespace has taken the place away, not the sandbox
-            remove_tree(place)
-            return None
-        return place
-    raise BackendError(f"{task_id} of {ns} cannot be moved away")
-
-
-def retired(root: Path, ns: str) -> list[Path]:
-    """What is still to be removed of a namespace and its parts (`<namespace>_...`), whoever began with it."""
-    of_it = re.compile(rf"\.gone-{re.escape(ns)}(_.*)?-[0-9a-f]{{16}}")
-    return [root / name for name in sorted(os.listdir(root)) if of_it.fullmatch(name)]
-
-
-def remove_retired(place: Path) -> None:
-    """Remove what was retired, with its control groups. Raises `BackendError` if one of those cannot be removed."""
-    for home in listdir(place):
-        cgroups.remove(home)
-    remove_tree(place)
-
-
-def listdir(path: Path) -> list[Path]:
-    """What is in it, sorted; nothing if it is not there."""
-    try:
-        return sorted(path.iterdir())
-    except FileNotFoundError:
-        return []
-
-
-def remove_tree(path: Path) -> None:
-    """Remove what can be removed; what is not there is removed. Builds leave directories without write permission
-    (module caches do)."""
-
-    def allow_and_retry(function: Callable[..., object], name: str, _: object) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(name), 0o700)
-            if not os.path.islink(name):
-                os.chmod(name, 0o700)
-            if function is os.unlink:
-                os.unlink(name)
-            else:
-                shutil.rmtree(name, ignore_errors=True)
-
-    if path.exists():
-        shutil.rmtree(path, onerror=allow_and_retry)
 
 
 def _own_id(file: Path) -> str:

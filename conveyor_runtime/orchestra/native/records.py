@@ -13,8 +13,9 @@ from typing import Any
 from conveyor_runtime.errors import BackendError
 from conveyor_runtime.orchestra.execs import EXEC_MARK, Record
 from conveyor_runtime.orchestra.native import cgroups
-from conveyor_runtime.orchestra.native.layout import listdir, read_meta
+from conveyor_runtime.orchestra.native.layout import read_meta
 from conveyor_runtime.orchestra.native.proc import Target, start_of
+from conveyor_runtime.orchestra.native.retiring import listdir
 
 __all__ = [
     "doom",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conveyor_runtime.errors import BackendError
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.native import cgroups, layout, records
+from conveyor_runtime.orchestra.native import cgroups, records, retiring
 from conveyor_runtime.orchestra.native.proc import Target, sweep
 
 __all__ = ["end_targets", "remove_home"]
@@ -22,13 +22,13 @@ async def remove_home(root: Path, ns: str, name: str) -> None:
     """Kill what runs in one sandbox or container and remove it. Raises `BackendError` for what remains."""
     try:
         # Its name is taken away first: whoever looks from now on finds it gone, and not killed.
-        place = layout.retire_one(root, ns, name)
+        place = retiring.retire_one(root, ns, name)
         if place is None:
             return
         if not (place / name / "exit").exists():  # its keeper has seen to it that nothing of it is left
             cgroups.thaw(place / name)
             await end_targets(await asyncio.to_thread(records.targets, place / name), 0)
-        await asyncio.to_thread(layout.remove_retired, place)
+        await asyncio.to_thread(retiring.remove_retired, place)
     except OSError as error:
         raise BackendError(f"{ns}.{name}: cannot be removed: {error}") from error
     if place.exists():

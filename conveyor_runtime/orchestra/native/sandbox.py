@@ -17,9 +17,10 @@ from conveyor_runtime.kit.process import Child
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.native import cgroups, records
-from conveyor_runtime.orchestra.native.layout import Meta, remove_tree
+from conveyor_runtime.orchestra.native.layout import Meta
 from conveyor_runtime.orchestra.native.proc import Target, start_of, sweep
 from conveyor_runtime.orchestra.native.removal import end_targets, remove_home
+from conveyor_runtime.orchestra.native.retiring import remove_tree
 from conveyor_runtime.orchestra.native.spool import spooled
 from conveyor_runtime.orchestra.status import ExitStatus, OnOutput
 from conveyor_runtime.orchestra.task import ExecTag, Stdin

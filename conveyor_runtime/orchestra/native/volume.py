@@ -11,7 +11,7 @@ from typing import IO
 
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra.archive import check_members, check_path, packed, spooled_archive
-from conveyor_runtime.orchestra.native import layout, records
+from conveyor_runtime.orchestra.native import records, retiring
 
 __all__ = ["NativeVolume", "volume_dir"]
 
@@ -80,8 +80,8 @@ class NativeVolume:
         users = records.users_of(self._root, self._ns, self._name)
         if users:
             raise BackendError(f"volume {self._name} is in use by {', '.join(users)}")
-        place = layout.retire_one(self._root, self._ns, volume_dir(self._name))
+        place = retiring.retire_one(self._root, self._ns, volume_dir(self._name))
         if place is not None:
-            layout.remove_tree(place)
+            retiring.remove_tree(place)
             if place.exists():
                 raise BackendError(f"volume {self._name} cannot be removed: {place}")

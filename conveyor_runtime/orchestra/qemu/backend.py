@@ -12,7 +12,8 @@ from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.names import check_task_id, run_of
-from conveyor_runtime.orchestra.native.layout import node_name, open_root, remove_tree
+from conveyor_runtime.orchestra.native.layout import node_name, open_root
+from conveyor_runtime.orchestra.native.retiring import remove_tree
 from conveyor_runtime.orchestra.qemu import scripts
 from conveyor_runtime.orchestra.qemu.container import QemuContainer
 from conveyor_runtime.orchestra.qemu.fleet import Fleet

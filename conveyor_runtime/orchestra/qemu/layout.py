@@ -26,7 +26,7 @@ from typing import Any
 
 from conveyor_runtime.errors import BackendError, TerminalError
 from conveyor_runtime.orchestra.names import check_task_id
-from conveyor_runtime.orchestra.native.layout import remove_tree
+from conveyor_runtime.orchestra.native.retiring import remove_tree
 from conveyor_runtime.orchestra.task import Owner
 
 __all__ = ["Layout", "TaskMeta", "VmMeta", "VolumeMeta"]

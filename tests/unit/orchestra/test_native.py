@@ -15,7 +15,7 @@ import pytest
 
 from conveyor_runtime.errors import BackendError, ConfigError, TerminalError
 from conveyor_runtime.orchestra import Limits, Mount, NamespaceInfo, Owner, Task, reap
-from conveyor_runtime.orchestra.native import NativeBackend, cgroups, layout
+from conveyor_runtime.orchestra.native import NativeBackend, cgroups, layout, retiring
 from conveyor_runtime.orchestra.native.proc import Target, sweep
 
 OWNER = Owner("inst", "run", "start", 1, 0)
@@ -114,7 +114,7 @@ async def test_closing_removes_what_a_closer_that_was_killed_left(tmp_path: Path
     root = tmp_path / "root"
     for ns in ("cv-inst-run", "cv-inst-run_git_1_0", "cv-inst-run-2"):
         layout.make(root, ns, "x", META, layout.SANDBOX_PARTS)
-        layout.retire(root, ns)
+        retiring.retire(root, ns)
     assert not (root / "cv-inst-run").exists()
     layout.make(root, "cv-inst-run", "x", META, layout.SANDBOX_PARTS)
     await backend.close_namespace("cv-inst-run", grace=0)
@@ -156,7 +156,7 @@ async def test_a_broken_sandbox_hides_no_other_and_is_reaped_when_it_is_old(tmp_
 
 async def test_a_root_that_cannot_be_listed_is_the_backends_failure(tmp_path: Path) -> None:
     backend = NativeBackend(tmp_path / "root")
-    layout.remove_tree(tmp_path / "root")
+    retiring.remove_tree(tmp_path / "root")
     with pytest.raises(BackendError):
         await backend.namespaces("inst")
 
@@ -182,12 +182,12 @@ def test_directories_without_write_permission_are_removed() -> None:
         subprocess.run(["chown", "-R", "12345", str(base)], check=True)
         os.seteuid(12345)
     try:
-        layout.remove_tree(base)
+        retiring.remove_tree(base)
     finally:
         if is_root:
             os.seteuid(0)
     assert not (base / "tree").exists()
-    layout.remove_tree(base)
+    retiring.remove_tree(base)
 
 
 async def test_a_copy_that_is_cancelled_stops_before_it_is_said_to_be_over(
