@@ -15,7 +15,8 @@ from tests.unit.api.world import World
 async def test_what_a_full_disk_refuses(world: World) -> None:
     """Every route there is, so that one which is added is thought of."""
     app = create_app(replace(world.services, disk_is_full=lambda: True), token="")
-    refused, let_through = set(), set()
+    refused: set[tuple[str, str]] = set()
+    let_through: set[tuple[str, str]] = set()
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://api") as http:
         for path, methods in (await http.get("/openapi.json")).json()["paths"].items():
             for method in map(str.upper, methods):
