@@ -181,6 +181,7 @@ class Load:
         with suppress(ClientError):
             found = await client.get_resource(type_, name)
             body = {"resource": type_, "name": name, "pipeline": found.pipeline, "spec": found.spec}
+            body["priority"] = found.priority
             await self._ask(Op(time.monotonic(), type_, name, "same", found.spec["number"]), client.apply(body))
 
     def _resource(self, type_: str, name: str, number: int, rng: random.Random) -> dict[str, Any]:
@@ -190,7 +191,8 @@ class Load:
             return {"resource": type_, "name": name, "pipeline": "chaos-build", "spec": spec}
         steps = {step: _behaviour(step, rng) for step in ("one", "two", "clean", "chaos-first", "chaos-second")}
         pipeline = "chaos-foreign" if name in self._foreign else "chaos"
-        return {"resource": type_, "name": name, "pipeline": pipeline, "spec": {"number": number, "steps": steps}}
+        spec, priority = {"number": number, "steps": steps}, rng.choices((0, 3, 9), (80, 10, 10))[0]
+        return {"resource": type_, "name": name, "pipeline": pipeline, "spec": spec, "priority": priority}
 
     async def _write_poison(self) -> None:
         """One resource whose work ends every process that takes it."""
