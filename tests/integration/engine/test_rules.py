@@ -411,8 +411,8 @@ async def test_a_run_is_stored_before_the_resource_that_names_it(cluster: Cluste
     changed = [await cluster.put("thing", "alone", "p", x="y" * 5000)]
     changed += await asyncio.gather(*(cluster.put("thing", name, "p", x="y" * 5000) for name in names[1:]))
     deleted = await asyncio.gather(*(cluster.intake.delete("thing", name) for name in names))
-    for write in (*changed, *deleted):
-        assert await stored(keys.run_input(write.run_id)) < write.revision
+    assert all([await stored(keys.run_input(it.run_id)) < it.revision for it in changed])
+    assert all([await stored(keys.run_input(it.run_id)) < it.revision for it in deleted])
 
 
 async def test_a_run_whose_resource_could_not_be_written_is_never_worked_on(
