@@ -20,7 +20,7 @@ import orjson
 
 from conveyor_runtime.bus import Bus, Tail
 from conveyor_runtime.bus.messages import next_by_subject
-from conveyor_runtime.bus.streams import STATE, STREAMS, stream_info
+from conveyor_runtime.bus.streams import RESULTS, STATE, STREAMS, stream_info
 from conveyor_runtime.bus.subjects import KV
 from conveyor_runtime.bus.wire import parse_time
 from conveyor_runtime.errors import InfrastructureError, StoreError
@@ -36,6 +36,11 @@ PERIOD = 5.0
 
 #: Deleted messages above which a stream is not asked what it lost: the answer would name each of them.
 _MOST_DELETED = 200_000
+
+#: Seconds between two looks whether it is still the same store, and how often in a row it may be missing: a server that
+#: is starting, or a cluster that elects, is no reason to end.
+_LOOK = 5.0
+_MOST_MISSING = 2
 
 #: Seconds without a key after which the state counts as not readable to its end.
 _STALLED = 30.0
@@ -207,24 +212,39 @@ async def _readable(bus: Bus) -> set[str]:
 
 
 async def watch_epoch(bus: Bus, state: State) -> None:
-    """Look after each reconnect whether it is still the same store. Raises EpochChangedError."""
+    """Look every few seconds, and after each reconnect, whether it is still the same store. Raises EpochChangedError.
+
+    A stream that was removed and made anew is another, too, even if all in it is as before.
+    """
     back = asyncio.Event()
     stop_listening = bus.add_connection_listener(lambda up: back.set() if up else None)
     try:
-        known = None
+        known, missing = None, 0
         while True:
             back.clear()
             try:
-                meta = await state.meta()
+                found = await _identity(bus, state)
             except InfrastructureError:
                 await asyncio.sleep(0.5)
                 continue
-            if known is not None and (meta is None or meta.epoch != known):
+            missing = missing + 1 if found is None else 0
+            if known is not None and (missing >= _MOST_MISSING or found not in (None, known)):
                 raise EpochChangedError(
-                    "the store was restored from a backup or made anew: this process ends, as what it works on may"
-                    " never have happened there"
+                    "the store was restored from a backup, removed or made anew: this process ends, as what it works on"
+                    " may never have happened there"
                 )
-            known = meta.epoch if meta is not None else known
-            await back.wait()
+            known = known or found
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await back.wait()
     finally:
         stop_listening()
+
+
+async def _identity(bus: Bus, state: State) -> tuple[str, ...] | None:
+    """What tells this store from any other: its epoch, and when the streams were made that hold what was acknowledged
+    and cannot be had again. None if something of it is missing."""
+    infos = [await stream_info(bus, name) for name in (STATE, RESULTS)]
+    if None in infos or (meta := await state.meta()) is None:
+        return None
+    return (meta.epoch, *(info["created"] for info in infos if info is not None))

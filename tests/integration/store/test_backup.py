@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import zipfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import pytest
 
 from conveyor_runtime.bus import Bus
 from conveyor_runtime.bus.snapshot import restore_stream
-from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, stream_info
+from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, ensure_streams, stream_info
 from conveyor_runtime.config import ApiSettings, BusSettings
 from conveyor_runtime.daemon import restore
 from conveyor_runtime.daemon.backup import ORDER, _backup
-from conveyor_runtime.daemon.connect import connect, connect_driver
+from conveyor_runtime.daemon.connect import connect, connect_driver, state_on
 from conveyor_runtime.daemon.restore import _restore
+from conveyor_runtime.daemon.soundness import new_epoch
 from conveyor_runtime.daemon.up import UpSettings, up
 from conveyor_runtime.errors import BusError, ConfigError
 from conveyor_runtime.models import DriverResult
 from conveyor_runtime.reconcile import Driver, DriverLogger
+from conveyor_runtime.store.integrity import EpochChangedError, watch_epoch
 from tests.conftest import StartServer
 from tests.integration.engine.test_runs import recorder
 from tests.support.cluster import cluster_on
@@ -270,10 +273,7 @@ async def test_a_restore_that_was_cut_off_does_not_go_on(
     async def cut_off(bus: Bus, name: str, *arguments: Any) -> None:
         await restore_stream(bus, name, *arguments)
         if name == RESULTS:
-            assert bus._nc._transport is not None
-            bus._nc._transport._io_writer.close()  # type: ignore[attr-defined]
-            while bus.connected:
-                await asyncio.sleep(0.01)
+            await lose_connection(bus)
             monkeypatch.setattr(restore, "restore_stream", restore_stream)
             await _restore(file, fresh.url, tmp_path)
             await bus.wait_connected(10)
@@ -290,19 +290,61 @@ def test_the_order_keeps_the_promises() -> None:
     assert list(ORDER) == [RESULTS, STATE, MESSAGES, LOGS, DLQ]
 
 
-async def test_drivers_that_knew_the_store_before_end(start_server: StartServer, tmp_path: Path) -> None:
-    from conveyor_runtime.daemon.soundness import new_epoch
-    from conveyor_runtime.store.integrity import EpochChangedError
+async def lose_connection(bus: Bus) -> None:
+    assert bus._nc._transport is not None
+    bus._nc._transport._io_writer.close()  # type: ignore[attr-defined]
+    while bus.connected:
+        await asyncio.sleep(0.01)
 
+
+async def make_new_epoch(bus: Bus) -> None:
+    async with state_on(bus) as state:
+        await new_epoch(state)
+
+
+async def remove_results(bus: Bus) -> None:
+    await bus.api(f"STREAM.DELETE.{RESULTS}")
+
+
+async def make_results_anew(bus: Bus) -> None:
+    await remove_results(bus)
+    await ensure_streams(bus)
+
+
+async def remove_state(bus: Bus) -> None:
+    await bus.api(f"STREAM.DELETE.{STATE}")
+
+
+@pytest.mark.parametrize("change", [make_new_epoch, remove_results, make_results_anew, remove_state])
+async def test_processes_that_knew_another_store_end(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, change: Callable[[Bus], Awaitable[None]]
+) -> None:
+    """They are connected all the while."""
+    monkeypatch.setattr("conveyor_runtime.store.integrity._LOOK", 0.1)
+    bus = await Bus.connect((await start_server()).url, name="test")
+    await ensure_streams(bus)
+    async with state_on(bus) as state:
+        await state.ensure_meta()
+        watching = asyncio.create_task(watch_epoch(bus, state))
+        await asyncio.wait({watching}, timeout=0.5)
+        assert not watching.done()
+        await change(bus)
+        with pytest.raises(EpochChangedError):
+            await asyncio.wait_for(watching, 5)
+    await bus.close()
+
+
+async def test_a_driver_that_knew_the_store_before_ends_at_its_reconnect(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyor_runtime.store.integrity._LOOK", 3600.0)
     server = await start_server()
     async with cluster_on(server.url) as cluster:
         manager = await cluster.add(recorder("a", []))
         [(_, task)] = cluster.managers
-        bus: Bus = manager._deps.bus
         await asyncio.sleep(0.1)
         await new_epoch(cluster.state)
-        assert bus._nc._transport is not None
-        bus._nc._transport._io_writer.close()  # type: ignore[attr-defined]
+        await lose_connection(manager._deps.bus)
         with pytest.raises(EpochChangedError):
             await asyncio.wait_for(task, 10)
         cluster.managers.clear()
