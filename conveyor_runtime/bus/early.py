@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conveyor_runtime.bus.puller import Delivery
-from conveyor_runtime.bus.wire import StoredMsg
+from conveyor_runtime.bus.wire import Origin, StoredMsg
 
 __all__ = ["EarlyDelivery"]
 
@@ -16,12 +16,12 @@ class EarlyDelivery(Delivery):
 
     def __init__(self, place: Delivery, message: StoredMsg) -> None:
         self._place = place
+        self._origin = Origin(1, message.seq, 0, int(message.time.timestamp() * 1e9), 0)
         self.subject = message.subject
         self.data = message.data
         self.headers = message.headers
-        self.stream_seq = message.seq
-        self.num_delivered = 1
-        self.time = message.time
+        self.stream_seq = self._origin.stream_seq
+        self.num_delivered = self._origin.num_delivered
 
     def in_progress(self) -> None:
         """Still at it: the place is held."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 
 import pytest
@@ -144,6 +145,7 @@ async def test_a_worker_takes_only_what_its_nodes_can_do_and_what_is_what_it_was
     place = await puller.next()
     found = await Overtaking("d", ("n1",), bus, state).before(place)
     assert found is not None and (found.stream_seq, found.data) == (ours.seq, b"{}")
+    assert (found.num_delivered, 0 <= found.age < 30) == (1, True)
     await found.nak()
     left = await state.overtakers("d")
     assert left is not None and left.record.waiting == (elsewhere,)
@@ -171,3 +173,23 @@ async def test_a_process_that_drains_gives_back_what_was_overtaken(cluster: Clus
     for run_id in runs:
         assert (await cluster.ended(run_id)).status == "Succeeded"
     assert later.begun == ["low"]
+
+
+async def test_what_overtakes_takes_its_token_like_the_others(cluster: Cluster) -> None:
+    starts: list[tuple[str, float]] = []
+
+    async def reconcile(payload: Resource, event: str, run_id: str, logger: DriverLogger) -> None:
+        starts.append((payload.name, time.time()))
+
+    await cluster.define("thing")
+    manager = await cluster.add(Driver("d", ("thing",), reconcile, rate_limit="10/s"), concurrency=4)
+    runs = list(await asyncio.gather(*(post(cluster, f"low-{number}") for number in range(12))))
+    runs += await asyncio.gather(*(post(cluster, f"high-{number}", 5) for number in range(3)))
+    for run_id in runs:
+        assert (await cluster.ended(run_id, 30)).status == "Succeeded"
+    times = [at for _, at in starts]
+    assert len(starts) == 15
+    assert not [n for n, at in enumerate(times) if at < times[0] + n / 10 - 0.05], times
+    assert sum(name.startswith("high") for name, _ in starts[-6:]) == 0, starts
+    slots = manager._gate._slots if manager._gate is not None else None
+    assert slots is not None and slots.free + slots._rest == 4, "no slot is made or lost"
