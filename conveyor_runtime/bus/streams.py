@@ -178,10 +178,9 @@ async def ensure_streams(bus: Bus, *, replicas: int | None = None) -> None:
         await _patch(bus, name, info["config"], config)
 
 
-async def put_back(bus: Bus, stream: str) -> list[str]:
-    """Make a stream of ours what we declare; the names of the fields that differed. A missing one is left missing."""
-    info = await stream_info(bus, stream)
-    return await _patch(bus, stream, info["config"], STREAMS[stream]) if info is not None else []
+async def put_back(bus: Bus, stream: str, config: Mapping[str, Any]) -> list[str]:
+    """Make a stream of ours, which is configured so, what we declare; the names of the fields that differed."""
+    return await _patch(bus, stream, config, STREAMS[stream])
 
 
 async def allow_atomic(bus: Bus, stream: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -62,14 +62,14 @@ async def control_plane(
         await view.start()
         results = Puller(bus, RESULTS, subjects.RESULT_CONSUMER, Slots(_SLOTS), on_missing=make_consumer)
         engine = Engine(state, bus, messages, results)
-        stop = asyncio.Event()
+        stop, missing = asyncio.Event(), set[str]()
         services = Services(
             state=state,
             engine=engine,
             intake=Intake(engine),
             logs=LogStore(bus),
             bus=bus,
-            ready=lambda: _ready(bus, stop),
+            ready=lambda: _ready(bus, stop, missing),
             disk_is_full=disk_is_full,
         )
         metrics.BUS_CONNECTED.set_function(lambda: float(bus.connected))
@@ -83,7 +83,7 @@ async def control_plane(
             "sweep": Sweep(engine, bus).run(),
             "view": view.wait_failed(),
             "epoch": watch_epoch(bus, state),
-            "streams": guard_streams(bus),
+            "streams": guard_streams(bus, missing),
         }
         parts = asyncio.create_task(supervise(work, stop), name="control plane")
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
@@ -169,9 +169,10 @@ def _server(services: Services, settings: ApiSettings) -> _Server:
     return _Server(config)
 
 
-def _ready(bus: Bus, stop: asyncio.Event) -> tuple[bool, dict[str, str]]:
+def _ready(bus: Bus, stop: asyncio.Event, missing: Collection[str]) -> tuple[bool, dict[str, str]]:
     parts = {
         "bus": "ok" if bus.connected else "not connected",
+        "streams": f"missing: {', '.join(sorted(missing))}" if missing else "ok",
         "process": "draining" if stop.is_set() else "ok",
     }
     return all(state == "ok" for state in parts.values()), parts

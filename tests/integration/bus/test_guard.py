@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from conveyor_runtime.bus import Bus, EmbeddedServer, guard, streams
 from conveyor_runtime.bus.guard import guard_streams
-from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STREAMS, stream_info
-from conveyor_runtime.config import DriverSettings
+from conveyor_runtime.bus.streams import MESSAGES, RESULTS, STATE, STREAMS, stream_info
+from conveyor_runtime.config import ApiSettings, DriverSettings
+from conveyor_runtime.daemon.connect import connect, state_on
+from conveyor_runtime.daemon.control import control_plane
 from conveyor_runtime.daemon.worker import connected_manager
+from conveyor_runtime.models import DriverResult
+from conveyor_runtime.reconcile import Driver, DriverLogger
 from tests.conftest import StartServer
 from tests.integration.engine.test_runs import recorder
 from tests.support.cluster import cluster_on
@@ -90,8 +95,8 @@ async def test_a_change_during_the_look_is_not_forgotten(bus: Bus, monkeypatch: 
     """It comes after the guard has read, and its advisory before the guard is done."""
     late = asyncio.Event()
 
-    async def meanwhile(watched: Bus, name: str) -> list[str]:
-        fields = await streams.put_back(watched, name)
+    async def meanwhile(watched: Bus, name: str, config: dict[str, Any]) -> list[str]:
+        fields = await streams.put_back(watched, name, config)
         if name == MESSAGES and not late.is_set():
             await foreign_reset(bus)
             await watched.barrier()
@@ -104,6 +109,59 @@ async def test_a_change_during_the_look_is_not_forgotten(bus: Bus, monkeypatch: 
     await put_back(bus)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_dispatches_that_somebody_removed_are_issued_again(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what bears the sequence of one is not taken for another."""
+    monkeypatch.setattr("conveyor_runtime.engine.sweep._SETTLING", timedelta(0))
+    started, hold, seen = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def reconcile(payload: str, event: str, run_id: str, logger: DriverLogger) -> DriverResult:
+        seen.append(run_id)
+        started.set()
+        await hold.wait()
+        return DriverResult(success=True)
+
+    async with cluster_on((await start_server()).url) as cluster:
+        await cluster.define("thing")
+        await cluster.add(Driver("a", ("thing",), reconcile), concurrency=1)
+        runs = [(await cluster.post("thing", f"n{number}")).run_id for number in range(3)]
+        await asyncio.wait_for(started.wait(), 5)
+        last = (await cluster.bus.api(f"STREAM.INFO.{MESSAGES}"))["state"]["last_seq"]
+        await cluster.bus.api(f"STREAM.DELETE.{MESSAGES}")
+        hold.set()
+        for run_id in runs:
+            assert (await cluster.ended(run_id, 30)).status == "Succeeded"
+        assert sorted(seen) == sorted(runs), "each once"
+        assert (await cluster.bus.api(f"STREAM.INFO.{MESSAGES}"))["state"]["first_seq"] > last
+        assert is_ours(await config_of(cluster.bus, MESSAGES)) and "somebody removed stream messages" in caplog.text
+
+
+async def test_a_control_plane_without_a_stream_is_not_ready(start_server: StartServer) -> None:
+    bus = await connect((await start_server()).url, name="test")
+    async with state_on(bus) as state, control_plane(bus, state, ApiSettings(port=0)) as control:
+        ready = control.services.ready
+        await bus.api(f"STREAM.DELETE.{MESSAGES}")
+        # Whoever has the subjects keeps it from being made again.
+        await bus.api("STREAM.CREATE.theirs", {"name": "theirs", "subjects": ["resources.>"]})
+        async with asyncio.timeout(10):
+            while ready()[0]:
+                await asyncio.sleep(0.05)
+        assert ready()[1]["streams"] == "missing: messages"
+        await bus.api("STREAM.DELETE.theirs")
+        async with asyncio.timeout(10):
+            while not ready()[0]:
+                await asyncio.sleep(0.05)
+    await bus.close()
+
+
+@pytest.mark.parametrize("name", [STATE, RESULTS])
+async def test_what_was_acknowledged_is_not_made_again_as_if_nothing_had_been(guarded: Bus, name: str) -> None:
+    await guarded.api(f"STREAM.DELETE.{name}")
+    await asyncio.sleep(1.5)
+    assert await stream_info(guarded, name) is None
 
 
 async def test_what_happened_while_we_were_away_is_found(
