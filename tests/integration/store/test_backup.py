@@ -18,7 +18,7 @@ from conveyor_runtime.bus.snapshot import restore_stream
 from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, ensure_streams, stream_info
 from conveyor_runtime.config import ApiSettings, BusSettings
 from conveyor_runtime.daemon import restore
-from conveyor_runtime.daemon.backup import ORDER, _backup
+from conveyor_runtime.daemon.backup import _backup
 from conveyor_runtime.daemon.connect import connect, connect_driver, state_on
 from conveyor_runtime.daemon.restore import _restore
 from conveyor_runtime.daemon.soundness import new_epoch
@@ -149,6 +149,47 @@ restore.run_restore(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
 """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(file), *arguments)
     assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGKILL
+
+
+async def started_backup(file: Path, url: str) -> asyncio.subprocess.Process:
+    """A backup that has begun to write and then stands still."""
+    program = """
+import asyncio, sys
+from pathlib import Path
+from conveyor_runtime.daemon import backup
+async def stand_still(*arguments):
+    print("writing", flush=True)
+    await asyncio.Event().wait()
+backup._write_stream = stand_still
+backup.run_backup(Path(sys.argv[1]), sys.argv[2])
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(file), url, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"writing\n"
+    return process
+
+
+async def test_a_backup_that_is_ended_leaves_nothing(start_server: StartServer, tmp_path: Path) -> None:
+    """What is half written holds all secrets. One that is killed leaves it to the next; one at work is left alone."""
+    url, folder = (await start_server()).url, tmp_path / "backups"
+    folder.mkdir()
+    async with cluster_on(url):
+        pass
+    theirs = folder / ".monday.notes"
+    theirs.touch()
+    at_work = await started_backup(folder / "monday", url)
+    killed = await started_backup(folder / "monday", url)
+    killed.kill()
+    await killed.wait()
+    assert (folder / f".monday.{killed.pid}").exists(), "or this proves nothing"
+    await _backup(folder / "monday", url)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"monday", theirs.name, f".monday.{at_work.pid}"}
+    at_work.terminate()
+    assert await asyncio.wait_for(at_work.wait(), 20) == -signal.SIGTERM
+    assert {path.name for path in folder.iterdir()} == {"monday", theirs.name}
 
 
 async def test_a_store_is_restored_whole_or_is_not_there(start_server: StartServer, tmp_path: Path) -> None:
@@ -284,10 +325,16 @@ async def test_a_restore_that_was_cut_off_does_not_go_on(
     assert set(await streams_on(fresh.url)) == set(STREAMS)
 
 
-def test_the_order_keeps_the_promises() -> None:
+async def test_the_order_keeps_the_promises(start_server: StartServer, tmp_path: Path) -> None:
     """A result that is committed meanwhile must be in the state, a dispatch that is done must not come back."""
-    assert set(ORDER) == set(STREAMS)
-    assert list(ORDER) == [RESULTS, STATE, MESSAGES, LOGS, DLQ]
+    server, file = await start_server(), tmp_path / "backup"
+    bus = await connect(server.url, name="test")
+    await _backup(file, server.url)
+    await bus.close()
+    with zipfile.ZipFile(file) as archive:
+        names = [name.removesuffix(".snapshot") for name in archive.namelist() if name.endswith(".snapshot")]
+    assert names == [RESULTS, STATE, MESSAGES, LOGS, DLQ]
+    assert set(names) == set(STREAMS)
 
 
 async def lose_connection(bus: Bus) -> None:
