@@ -9,11 +9,16 @@ those of every result are there.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import signal
 import zipfile
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conveyor_runtime import __version__
 from conveyor_runtime.bus import Bus
@@ -43,13 +48,36 @@ class Told:
 
 def run_backup(file: Path, nats_url: str) -> Told:
     """Write the backup of the installation on this bus. Raises BusError, ConfigError, OSError."""
-    return asyncio.run(_backup(file, nats_url))
+    return run_tidily(_backup(file, nats_url))
+
+
+def run_tidily(main: Coroutine[Any, Any, Told]) -> Told:
+    """Run it so that SIGTERM, which ends this process, lets it remove what is half done before."""
+    ended = False
+
+    async def with_signals() -> Told:
+        task = asyncio.ensure_future(main)
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+        return await task
+
+    try:
+        return asyncio.run(with_signals())
+    finally:
+        if ended:
+            signal.raise_signal(signal.SIGTERM)
 
 
 async def _backup(file: Path, nats_url: str) -> Told:
     bus = await Bus.connect(nats_url, name="conveyor-backup")
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial = file.with_name(f"{_partial(file)}{os.getpid()}")
     try:
+        _remove_leftovers(file)
         if not await is_ours(bus):
             raise ConfigError("there is no Conveyor Runtime on this bus: nothing to back up")
         await refuse_unrestored(bus)
@@ -58,6 +86,7 @@ async def _backup(file: Path, nats_url: str) -> Told:
         at, messages = utc_now().isoformat(), 0
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)  # specs may hold secrets
         with os.fdopen(descriptor, "w+b") as out:
+            fcntl.flock(out, fcntl.LOCK_EX)  # for as long as somebody writes it
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # the server has compressed it
                 for name in ORDER:
                     messages += await _write_stream(bus, name, archive)
@@ -71,6 +100,20 @@ async def _backup(file: Path, nats_url: str) -> Told:
         partial.unlink(missing_ok=True)
         await bus.close()
     return Told(at, meta.installation, messages, size)
+
+
+def _partial(file: Path) -> str:
+    """How the names of files begin that become `file` once they are whole; a process id follows."""
+    return f".{file.name}."
+
+
+def _remove_leftovers(file: Path) -> None:
+    """Remove what backups to `file` have left that were killed: it holds all secrets, and nobody looks for it."""
+    for left in file.parent.iterdir():
+        if left.name.startswith(_partial(file)) and left.name.removeprefix(_partial(file)).isdecimal():
+            with suppress(OSError), left.open("rb") as content:  # another's, or another is writing it
+                fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 async def _write_stream(bus: Bus, name: str, archive: zipfile.ZipFile) -> int:

@@ -17,7 +17,7 @@ from conveyor_runtime.bus.restoring import restoring
 from conveyor_runtime.bus.server_setup import lock_data_dir
 from conveyor_runtime.bus.snapshot import CHUNK, restore_stream
 from conveyor_runtime.bus.streams import STATE
-from conveyor_runtime.daemon.backup import FORMAT, MANIFEST, ORDER, Told
+from conveyor_runtime.daemon.backup import FORMAT, MANIFEST, ORDER, Told, run_tidily
 from conveyor_runtime.daemon.connect import state_on
 from conveyor_runtime.daemon.soundness import EMBEDDED, MARKS, new_epoch
 from conveyor_runtime.errors import ConfigError
@@ -32,7 +32,7 @@ def run_restore(file: Path, nats_url: str, data_dir: Path) -> Told:
 
     Raises BusError, ConfigError, OSError.
     """
-    return asyncio.run(_restore(file, nats_url, data_dir))
+    return run_tidily(_restore(file, nats_url, data_dir))
 
 
 def check_restored(folder: Path) -> None:
