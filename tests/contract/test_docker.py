@@ -214,9 +214,9 @@ async def test_an_image_without_a_shell_is_refused(docker_place: Place, docker_e
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("nothing"))
-    docker_engine.import_image_from_data(buffer.getvalue(), "conveyor-test/empty", "1")
+    docker_engine.import_image_from_data(buffer.getvalue(), "conveyor-test/empty", "latest")
     with pytest.raises((TerminalError, BackendError), match="sh"):
-        await started(docker_place, image="conveyor-test/empty:1")
+        await started(docker_place, image="conveyor-test/empty")
 
 
 async def test_no_engine_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ T = TypeVar("T")
 
 _docker: Any = docker  # it has no types to check against
 
+# What Podman answers 500 to.
+_PODMAN_CONFLICTS = ("is already in use", "container state improper")
+
 _WORKERS = 16
 _FIRST_ANSWER = 10.0  # seconds for a daemon to say that it is there
 _ANSWER = 120.0  # seconds of silence after which a call counts as lost
@@ -55,7 +58,7 @@ def translate(error: Exception) -> ConveyorError:
     if isinstance(error, docker.errors.APIError):
         if error.status_code == 400:
             return TerminalError(f"docker refuses: {_text(error)}")
-        if error.status_code == 409:
+        if error.status_code == 409 or any(words in _text(error) for words in _PODMAN_CONFLICTS):
             return Conflicting(_text(error))
         return BackendError(f"docker: {_text(error)}")
     return BackendUnavailable(_no_answer(error))
@@ -79,13 +82,15 @@ def _no_answer(error: Exception) -> str:
 class Engine:
     """A Docker engine. `api` is the low-level client: use it only inside a function given to `call`."""
 
-    def __init__(self, api: Any, node: str, *, root: Path = Path("/var/lib/docker"), limits_disk: bool = False) -> None:
-        """`root` is where its files lie. `limits_disk`: whether its storage driver can keep a container from writing
-        more than it may."""
+    def __init__(self, api: Any, node: str, info: dict[str, Any]) -> None:
+        """`info` is what the engine says of itself."""
         self.api = api
         self.node = node
-        self.root = root
-        self.limits_disk = limits_disk
+        self.root = Path(info.get("DockerRootDir") or "/var/lib/docker")
+        """Where its files lie."""
+        self.limits_disk = _limits_disk(info)
+        """Whether its storage driver can keep a container from writing more than it may."""
+        self.log_config = _log_config(info)
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="docker")
 
     @classmethod
@@ -96,8 +101,7 @@ class Engine:
             api, info = await asyncio.to_thread(_connect)
         except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
             raise BackendUnavailable(_no_answer(error)) from error
-        root = Path(info.get("DockerRootDir") or "/var/lib/docker")
-        return cls(api, node_name(info), root=root, limits_disk=_limits_disk(info))
+        return cls(api, node_name(info), info)
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run one blocking call in the pool. Raises our exceptions only.
@@ -125,6 +129,14 @@ def node_name(info: dict[str, Any]) -> str:
     daemon = re.sub("[^A-Za-z0-9]", "", identity)[:12]
     where = "\n".join((identity, str(info.get("Name")), str(info.get("DockerRootDir"))))
     return f"docker-{daemon or 'x'}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+
+
+def _log_config(info: dict[str, Any]) -> dict[str, Any]:
+    """How output is kept: every byte as it was and all of them, where Docker's usual way replaces what is not UTF-8.
+    Podman has not `local`; its own file keeps bytes, too."""
+    if "local" in ((info.get("Plugins") or {}).get("Log") or ("local",)):
+        return {"Type": "local", "Config": {"max-size": "1000g", "max-file": "1", "compress": "false"}}
+    return {"Type": "k8s-file", "Config": {}}
 
 
 def _limits_disk(info: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from conveyor_runtime.errors import TerminalError
 from conveyor_runtime.orchestra.checks import mount_path
+from conveyor_runtime.orchestra.docker.client import Engine
 from conveyor_runtime.orchestra.names import check_task_id
 from conveyor_runtime.orchestra.task import Limits, Owner, Port, Task
 
@@ -175,7 +176,7 @@ def run_config(task: Task, digest: str, found: dict[str, str]) -> dict[str, Any]
 
 
 def host_config(
-    api: Any, task: Task, volumes: Mapping[str, str], nameless: Mapping[str, str] = MappingProxyType({})
+    engine: Engine, task: Task, volumes: Mapping[str, str], nameless: Mapping[str, str] = MappingProxyType({})
 ) -> Any:
     """The host's part: limits, mounts, network, and as few privileges as builds can live with. `volumes` are names by
     path; one without a name is made for this container, goes with it, and has the labels `nameless`."""
@@ -204,7 +205,7 @@ def host_config(
             "security_opt": ["no-new-privileges"],
         }
     )
-    return api.create_host_config(
+    return engine.api.create_host_config(
         mounts=mounts,
         network_mode="bridge" if task.network == "default" else task.network,
         init=True,
@@ -213,8 +214,7 @@ def host_config(
         port_bindings=_bindings(task.ports),
         publish_all_ports=task.publish_all,
         restart_policy={"Name": task.restart.name, "MaximumRetryCount": task.restart.max_retries},
-        # Every byte as it was and all of them: the usual one replaces what is not UTF-8.
-        log_config={"Type": "local", "Config": {"max-size": "1000g", "max-file": "1", "compress": "false"}},
+        log_config=engine.log_config,
         **privileges,
         **limit_options(task.limits),
     )

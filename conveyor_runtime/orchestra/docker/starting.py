@@ -28,7 +28,7 @@ async def start_sandbox(engine: Engine, ns: str, task: Task, owner: Owner) -> Do
     name = spec.container_name(ns, task.id)
     found = spec.labels(ns, task.id, owner, "sandbox")
     volumes = spec.sandbox_volumes(ns, task)
-    host = await engine.call(spec.host_config, engine.api, task, volumes)
+    host = await engine.call(spec.host_config, engine, task, volumes)
     image = await engine.call(engine.api.inspect_image, task.image)
     for volume in volumes.values():
         await engine.call(engine.api.create_volume, volume, labels={**found, spec.KIND: "volume"})
@@ -44,7 +44,7 @@ async def start_sandbox(engine: Engine, ns: str, task: Task, owner: Owner) -> Do
 async def start_warm(engine: Engine, name: str, task: Task, found: Mapping[str, str]) -> Any:
     """Start a sandbox that nobody has asked for, labelled `found`; what it is, as inspected. Its workspace has no name
     and goes with it. One that is not started to its end is removed."""
-    host = await engine.call(spec.host_config, engine.api, task, {task.workdir: ""}, found)
+    host = await engine.call(spec.host_config, engine, task, {task.workdir: ""}, found)
     image = await engine.call(engine.api.inspect_image, task.image)
     config = spec.container_config(task, _user(task, image), {execs.SANDBOX_MARK: name}, dict(found))
     try:
@@ -64,7 +64,7 @@ async def start_container(
     """Start it, or find it; and the work, if any, of handing it its stdin."""
     name = spec.container_name(ns, task.id)
     image = await engine.call(engine.api.inspect_image, task.image)
-    host = await engine.call(spec.host_config, engine.api, task, spec.volume_names(ns, task))
+    host = await engine.call(spec.host_config, engine, task, spec.volume_names(ns, task))
     config = spec.run_config(task, digest_of(image), spec.labels(ns, task.id, owner, "container"))
     feeding: list[Coroutine[Any, Any, None]] = []
 

@@ -22,7 +22,7 @@ from conveyor_runtime.orchestra.docker.removal import remove_container
 
 __all__ = ["DockerVolume"]
 
-_EMPTY = ("conveyor-runtime/empty", "1")  # an image with nothing in it, made here: copying needs a container
+_EMPTY = ("conveyor-runtime/empty", "latest")  # an image with nothing in it, made here: copying needs a container
 _INSIDE = "/volume"
 
 

@@ -20,7 +20,7 @@ from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, Imag
 from conveyor_runtime.orchestra import Mount, Owner, Task
 from conveyor_runtime.orchestra.archive import tar_stream
 from conveyor_runtime.orchestra.docker import spec
-from conveyor_runtime.orchestra.docker.client import Conflicting, node_name, translate
+from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, node_name, translate
 from conveyor_runtime.orchestra.docker.image import PullReport, pull_error
 from conveyor_runtime.orchestra.docker.stats import parse_stat
 from conveyor_runtime.orchestra.docker.stream import Demux
@@ -116,6 +116,8 @@ def test_errors_are_ours() -> None:
     for status, kind in kinds.items():
         error: Any = docker.errors.NotFound if status == 404 else docker.errors.APIError
         assert type(translate(error("m", response=Answer(status), explanation="why"))) is kind
+    for explanation in ('the container name "x" is already in use', "container state improper"):  # Podman's words
+        assert type(translate(docker.errors.APIError("m", Answer(500), explanation))) is Conflicting
     assert type(translate(not_found("m", response=Answer(404)))) is ImageNotFound
     assert type(translate(NotConnected("no"))) is BackendUnavailable
 
@@ -140,6 +142,12 @@ def test_engines_that_share_an_id_are_two_nodes() -> None:
     assert node_name(info) == node_name(dict(info))
     assert node_name(info).startswith("docker-GTZSCTII5PPS-")
     assert node_name({"Name": "podman"}).startswith("docker-x-")
+
+
+def test_output_is_kept_by_what_the_engine_has() -> None:
+    assert Engine(None, "n", {}).log_config["Type"] == "local"
+    assert Engine(None, "n", {"Plugins": {"Log": ["json-file", "local"]}}).log_config["Type"] == "local"
+    assert Engine(None, "n", {"Plugins": {"Log": ["k8s-file", "journald"]}}).log_config["Type"] == "k8s-file"
 
 
 def sample(**cpu: Any) -> dict[str, Any]:
