@@ -106,7 +106,8 @@ async def test_it_takes_the_place_of_another_so_no_more_work_at_once_than_may(cl
     await named(cluster, 4)
     await all_end(cluster, gates[0], runs)
     assert gates[0].most == 2
-    assert set(gates[0].begun[2:6]) == {f"high-{number}" for number in range(4)}
+    # Beside the last of them, which is being taken, the other may begin already.
+    assert {f"high-{number}" for number in range(4)} <= set(gates[0].begun[2:7])
 
 
 async def test_what_has_been_begun_makes_room_for_others(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
