@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import orjson
 import uuid_utils
@@ -56,8 +57,26 @@ class Backlog:
         for start in range(0, count, _CHUNK):
             runs = [_run(number) for number in range(start, min(start + _CHUNK, count))]
             await self._state.commit(*(Put(keys.run(run.run_id), run, 0) for run in runs), timeout=60)
-            dispatches = [(run, (run.plan or ())[0], run.steps["only"]) for run in runs]
-            await asyncio.gather(*(self._dispatcher.publish(run, step, state) for run, step, state in dispatches))
+            await asyncio.gather(*map(self._dispatch, runs))
+
+    async def one_plain(self, number: int) -> tuple[str, float]:
+        """One message more; its run's id, and the monotonic clock when it was given to be stored."""
+        run_id = f"r{number}"
+        data = message(number, run_id=run_id)
+        began = time.monotonic()
+        await self._messages.commit([Message(subjects.step_dispatch(NAME, TYPE), data)], timeout=60)
+        return run_id, began
+
+    async def one_run(self, number: int) -> tuple[str, float]:
+        """One run more; its id, and the monotonic clock when its dispatch was given to be stored, after its record."""
+        run = _run(number)
+        await self._state.commit(Put(keys.run(run.run_id), run, 0), timeout=60)
+        began = time.monotonic()
+        await self._dispatch(run)
+        return run.run_id, began
+
+    async def _dispatch(self, run: RunRecord) -> None:
+        await self._dispatcher.publish(run, (run.plan or ())[0], run.steps["only"])
 
     async def close(self) -> None:
         await self._messages.close()

@@ -94,7 +94,7 @@ async def main(events: int, rounds: int) -> None:
                 measured[name].append(await acknowledge(on, config, events, purge=name == "limits, purged"))
     for name, (sync, _) in CASES.items():
         rate, used = (statistics.median(it[column] for it in measured[name]) for column in (0, 1))
-        report.row(f"ack: {name}", sync, {"acks/s": rate, "server ms/ack": used})
+        report.row(f"ack: {name}", sync, f"{rounds} x {events} acks", {"acks/s": rate, "server ms/ack": used})
 
 
 if __name__ == "__main__":

@@ -1,26 +1,32 @@
 """What group commit gains: durable messages per second, singles against the committer, in the same run.
 
-    python -m tests.benchmarks.bench_commit [seconds per case [always|2m]]
+    python -m tests.benchmarks.bench_commit [--seconds N] [--sync always|2m] [--events N]
 
-Server in a temporary directory, at `sync: always` unless told otherwise; 600-byte messages with a Msg-Id, uvloop.
-"floor" is single publishes of the same frames, each caller waiting for its own PubAck.
+600-byte messages with a Msg-Id. "single" is publishes of the same frames, each caller waiting for its own PubAck; both
+take turns, for so many seconds with each number of callers. Then the path of a driver: pull, commit a result, ack, with
+512 at once, on backlogs of two lengths.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import uvloop
 
-from conveyor_runtime.bus import Bus, Committer, EmbeddedServer, Message, Puller, Slots
-from conveyor_runtime.bus.streams import MESSAGES, RESULTS, ensure_consumer, ensure_streams
+from conveyor_runtime.bus import Bus, Committer, Message, Puller, Slots
+from conveyor_runtime.bus.streams import MESSAGES, RESULTS, ensure_consumer
+from tests.benchmarks import report
+from tests.benchmarks.harness import IN_FLIGHT, server
 
 DATA = b"x" * 600
+
+CALLERS = (1, 8, 16, 64, 256, 512, 2000)
+
+GOALS = {1: 0.9, 512: 3.0}
+"""Least gain by callers: one alone must not wait for others, many must share."""
 
 
 async def rate(callers: int, seconds: float, write: Callable[[str], Awaitable[object]]) -> float:
@@ -41,7 +47,7 @@ async def rate(callers: int, seconds: float, write: Callable[[str], Awaitable[ob
     return done / (time.perf_counter() - start)
 
 
-async def commits(bus: Bus, seconds: float) -> None:
+async def commits(bus: Bus, seconds: float, sync: str) -> None:
     committer = Committer(bus, RESULTS)
 
     async def single(name: str) -> object:
@@ -50,27 +56,28 @@ async def commits(bus: Bus, seconds: float) -> None:
     async def group(name: str) -> object:
         return await committer.commit([Message("pipelines.driver.result", DATA, msg_id="g" + name)])
 
-    print(f"{'callers':>8} {'floor/s':>9} {'commit/s':>9} {'ratio':>6}")
-    for callers in (1, 8, 16, 64, 256, 512, 2000):
+    for callers in CALLERS:
         floor = await rate(callers, seconds, single)
         gained = await rate(callers, seconds, group)
-        print(f"{callers:>8} {floor:>9.0f} {gained:>9.0f} {gained / floor:>6.1f}")
+        what, of = f"commit: {callers} at once", f"{seconds:g} s each"
+        report.row(what, sync, of, {"single/s": floor, "commit/s": gained, "ratio": gained / floor})
+        if sync == "always" and callers in GOALS:
+            report.goal(what, sync, of, "commit / single", gained / floor, least=GOALS[callers])
         await bus.api(f"STREAM.PURGE.{RESULTS}", timeout=60)
-    print(committer.stats)
     await committer.close()
 
 
-async def hot_path(bus: Bus, events: int) -> None:
-    """Pull, commit a result, ack: 512 at once."""
+async def hot_path(bus: Bus, events: int) -> float:
+    """Pull, commit a result, ack: events per second."""
     feed, results = Committer(bus, MESSAGES), Committer(bus, RESULTS)
 
     async def make() -> object:
         return await ensure_consumer(bus, MESSAGES, "cvpy-b", filters=["drivers.b.resources.t"], max_ack_pending=4096)
 
     await make()
-    for _ in range(events // 500):
-        await feed.commit([Message("drivers.b.resources.t", DATA)] * 500)
-    puller = Puller(bus, MESSAGES, "cvpy-b", Slots(512), on_missing=make)
+    for first in range(0, events, 500):
+        await feed.commit([Message("drivers.b.resources.t", DATA)] * min(500, events - first))
+    puller = Puller(bus, MESSAGES, "cvpy-b", Slots(IN_FLIGHT), on_missing=make)
     left = events
 
     async def worker() -> None:
@@ -87,34 +94,30 @@ async def hot_path(bus: Bus, events: int) -> None:
 
     finished = asyncio.Event()
     start = time.perf_counter()
-    workers = [asyncio.create_task(worker()) for _ in range(512)]
+    workers = [asyncio.create_task(worker()) for _ in range(IN_FLIGHT)]
     await finished.wait()
     speed = events / (time.perf_counter() - start)
-    print(f"pull, commit a result, ack; 512 at once, backlog of {events}: {speed:.0f} events/s")
     for task in workers:
         task.cancel()
     await puller.stop()
     await feed.close()
     await results.close()
+    return speed
 
 
-async def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
-    sync = sys.argv[2] if len(sys.argv) > 2 else "always"
-    with tempfile.TemporaryDirectory() as directory:
-        server = EmbeddedServer(Path(directory), sync=sync)
-        await server.start()
-        bus = await Bus.connect(server.url, name="bench")
-        await ensure_streams(bus)
-        await commits(bus, seconds)
-        # An acknowledgement deletes a message. In the stream's newest block that is free, in an older one it costs the
-        # server an fsync of its own, so a long backlog is slower to work off.
-        await hot_path(bus, 4_000)
-        await bus.api(f"STREAM.PURGE.{RESULTS}", timeout=60)
-        await hot_path(bus, 20_000)
-        await bus.close()
-        await server.stop()
+async def main(seconds: float, sync: str, events: int) -> None:
+    async with server(sync) as on:
+        await commits(on.bus, seconds, sync)
+        for length in (events, events * 5):
+            speed = await hot_path(on.bus, length)
+            report.row("commit: pull, commit, ack", sync, f"{length} events", {"events/s": speed})
+            await on.bus.api(f"STREAM.PURGE.{RESULTS}", timeout=60)
 
 
 if __name__ == "__main__":
-    asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--sync", default="always")
+    parser.add_argument("--events", type=int, default=4_000)
+    options = parser.parse_args()
+    uvloop.run(main(options.seconds, options.sync, options.events))

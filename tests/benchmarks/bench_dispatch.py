@@ -57,16 +57,17 @@ async def main(events: int, rounds: int, only: list[str]) -> None:
             speed = await measure()
             measured.setdefault(name, []).append(speed)
             print(f"  round {number + 1}: {name} ({sync}) {speed.rate:.0f}/s", flush=True)
+    of = f"{rounds} x {events} events"
     for name, (sync, _) in settings.items():
-        report.row(f"dispatch: {name}", sync, _figures(measured[name]))
+        report.row(f"dispatch: {name}", sync, of, _figures(measured[name]))
     for us, them, least in GOALS:
         if us in measured and them in measured:
             pairs = list(zip(measured[us], measured[them], strict=True))
             wall = statistics.median(our.rate / their.rate for our, their in pairs)
             cpu = statistics.median(their.workers_ms / our.workers_ms for our, their in pairs)
             what = f"dispatch: {us} / {them}"
-            report.goal(what, f"always / {settings[them][0]}", f"events/s, {us} / {them}", wall, least=least)
-            report.row(what, "", {"by the CPU of the process": cpu})
+            report.goal(what, f"always / {settings[them][0]}", of, f"events/s, {us} / {them}", wall, least=least)
+            report.row(what, "", of, {"by the CPU of the process": cpu})
 
 
 def _figures(speeds: list[Speed]) -> dict[str, float]:

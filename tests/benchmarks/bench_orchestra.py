@@ -99,17 +99,18 @@ async def compare(
 
 async def measure_docker(rounds: int) -> None:
     """Docker against its own command."""
+    of = f"{rounds} rounds"
     image = ensure_busybox(docker_module.APIClient(version="auto", **docker_module.utils.kwargs_from_env()))
     backend = await DockerBackend.open()
     try:
         ours, peer = await compare(rounds, lambda n: life(backend, image, n), lambda n: docker_life(image, n))
-        report.row("orchestra", "docker", {"life ms": ours, "docker command ms": peer, "ratio": ours / peer})
-        report.goal("orchestra", "docker", "life against the docker command", ours / peer, most=1.0)
+        report.row("orchestra", "docker", of, {"life ms": ours, "docker command ms": peer, "ratio": ours / peer})
+        report.goal("orchestra", "docker", of, "life against the docker command", ours / peer, most=1.0)
         sandbox = await sandboxes_of(backend).start_sandbox(NS, Task("sandbox", image=image), OWNER)
         ours, peer = await compare(
             rounds, lambda _: silent_exec(sandbox), lambda _: ignore(command("docker", "exec", sandbox.id, "true"))
         )
-        report.row("orchestra", "docker", {"exec ms": ours, "docker command ms": peer, "ratio": ours / peer})
+        report.row("orchestra", "docker", of, {"exec ms": ours, "docker command ms": peer, "ratio": ours / peer})
     finally:
         await backend.close_namespace(NS, grace=0)
         await backend.close()
@@ -117,6 +118,7 @@ async def measure_docker(rounds: int) -> None:
 
 async def measure_warm(rounds: int) -> None:
     """Taking over a sandbox that stood ready, against starting one."""
+    of = f"{rounds} rounds"
     image = ensure_busybox(docker_module.APIClient(version="auto", **docker_module.utils.kwargs_from_env()))
     backend = await DockerBackend.open(BackendSettings(warm=WarmSettings(images={image: 1})))
     backend.keep_warm(OWNER.installation)
@@ -138,8 +140,8 @@ async def measure_warm(rounds: int) -> None:
         await backend.close_namespace(NS, grace=0)
         await backend.close()
     ready, cold = (statistics.median(times[warm]) for warm in (True, False))
-    report.row("orchestra", "docker", {"warm start ms": ready, "cold start ms": cold, "ratio": ready / cold})
-    report.goal("orchestra", "docker", "warm start against cold start", ready / cold, most=0.25)
+    report.row("orchestra", "docker", of, {"warm start ms": ready, "cold start ms": cold, "ratio": ready / cold})
+    report.goal("orchestra", "docker", of, "warm start against cold start", ready / cold, most=0.25)
 
 
 async def measure_pulls(rounds: int) -> None:
@@ -167,7 +169,7 @@ async def measure_pulls(rounds: int) -> None:
         finally:
             await backend.close()
             api.remove_image(image)
-    report.row("orchestra", "docker", {"ten pulls ms": ten, "one pull ms": one, "ratio": ten / one})
+    report.row("orchestra", "docker", f"{rounds} rounds", {"ten pulls ms": ten, "one pull ms": one, "ratio": ten / one})
 
 
 def layer(size: int) -> bytes:
@@ -191,18 +193,19 @@ async def ignore(call: Awaitable[object]) -> None:
 
 async def measure_native(rounds: int) -> None:
     """Native against a bare subprocess."""
+    of = f"{rounds} rounds"
     with tempfile.TemporaryDirectory() as folder:
         backend = NativeBackend(Path(folder) / "root")
         try:
             ours, peer = await compare(
                 rounds, lambda n: life(backend, "", n), lambda _: ignore(command("echo", "hello"))
             )
-            report.row("orchestra", "native", {"life ms": ours, "bare subprocess ms": peer, "ratio": ours / peer})
-            report.goal("orchestra", "native", "life in ms", ours, most=3.1)
-            report.goal("orchestra", "native", "life against a bare subprocess", ours / peer, most=1.5)
+            report.row("orchestra", "native", of, {"life ms": ours, "bare subprocess ms": peer, "ratio": ours / peer})
+            report.goal("orchestra", "native", of, "life in ms", ours, most=3.1)
+            report.goal("orchestra", "native", of, "life against a bare subprocess", ours / peer, most=1.5)
             sandbox = await backend.start_sandbox(NS, Task("sandbox"), OWNER)
             ours, peer = await compare(rounds, lambda _: silent_exec(sandbox), lambda _: ignore(command("true")))
-            report.row("orchestra", "native", {"exec ms": ours, "bare subprocess ms": peer, "ratio": ours / peer})
+            report.row("orchestra", "native", of, {"exec ms": ours, "bare subprocess ms": peer, "ratio": ours / peer})
         finally:
             await backend.close_namespace(NS, grace=0)
             await backend.close()

@@ -1,10 +1,11 @@
 """A four-step no-op pipeline from POST to the end of its run: latency one at a time, runs per second with 16 in flight.
 
-    python -m tests.benchmarks.bench_pipeline [--sync always|2m ...] [--runs N]
+    python -m tests.benchmarks.bench_pipeline [--sync always|2m ...] [--singles N] [--runs N] [--events N]
 
 Everything runs as users run it: `conveyor serve` with its embedded nats-server, four `conveyor driver run` processes,
 one client over HTTP. A run counts as ended when its record is stored as ended, read from the state's own stream.
-The floor is what JetStream takes for the writes a run needs, one after another: 2 for the POST, 4 for each step.
+The floor is what JetStream takes for the writes a run needs, one after another: 2 for the POST, 4 for each step. Beside
+it stands FastStream, where it is installed: how many single events it works off at the server's default interval.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import statistics
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,12 +24,17 @@ from typing import Any
 import uvloop
 
 from conveyor_runtime import Driver, DriverResult
-from conveyor_runtime.bus import Bus, Tail
-from tests.benchmarks import report
-from tests.support.processes import CONVEYOR
+from conveyor_runtime.bus import Bus
+from tests.benchmarks import peers, report
+from tests.benchmarks.throughput import DEFAULT, theirs
+from tests.benchmarks.whole import Ends, Http, runtime
 
 STEPS = ("first", "second", "third", "fourth")
-_ENDED = re.compile(rb'"status":"(Succeeded|Failed|Error|TimedOut|Cancelled)"')
+IN_FLIGHT = 16
+"""How many clients post at once."""
+
+PER_EVENT = {"always": 1.1 * 0.2 / 1.5, "2m": 0.2}
+"""Least runs per second for each single event per second of FastStream, by the server's sync interval."""
 
 
 async def nothing(payload: str, event: str, run_id: str, logger: Any) -> DriverResult:
@@ -41,88 +45,8 @@ async def nothing(payload: str, event: str, run_id: str, logger: Any) -> DriverR
 first, second, third, fourth = (Driver(name, ("noop",), nothing, direct=False) for name in STEPS)
 
 
-class Http:
-    """One keep-alive connection; a client library would be the bottleneck."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-
-    @classmethod
-    async def connect(cls, url: str) -> Http:
-        host, port = url.removeprefix("http://").split(":")
-        return cls(*await asyncio.open_connection(host, int(port)))
-
-    async def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-        """Status and body of the answer."""
-        data = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-        self._writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        answer = await self._reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"(?i)content-length: (\d+)", answer)
-        return int(answer[9:12]), await self._reader.readexactly(int(length[1]) if length else 0)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Ends:
-    """Tells when runs have ended, by their stored records."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._tail = Tail(bus, "KV_cv-state", "$KV.cv-state.run.>", last_per_subject=True)
-        self._waiting: dict[str, asyncio.Future[bytes]] = {}
-        self._task = asyncio.create_task(self._follow())
-
-    async def _follow(self) -> None:
-        async for message in self._tail:
-            found = _ENDED.search(message.data)
-            if found is not None:
-                future = self.of(message.subject.rsplit(".", 1)[1])
-                if not future.done():
-                    future.set_result(found[1])
-
-    def of(self, run_id: str) -> asyncio.Future[bytes]:
-        """Done once the run has ended; the status."""
-        return self._waiting.setdefault(run_id, asyncio.get_running_loop().create_future())
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await self._tail.aclose()
-
-
-@contextlib.asynccontextmanager
-async def runtime(sync: str, drivers: tuple[str, ...] = STEPS) -> AsyncIterator[dict[str, Any]]:
-    """`serve` and a process per driver; the content of its ready file, and the pids."""
-    with tempfile.TemporaryDirectory(prefix="cv-bench-") as folder:
-        ready = Path(folder, "ready.json")
-        common = ["--log-level", "warning"]
-        serve = [*CONVEYOR, "serve", "--data", f"{folder}/data", "--api-port", "0", "--sync", sync]
-        processes = [await asyncio.create_subprocess_exec(*serve, "--ready-file", str(ready), *common)]
-        try:
-            while not ready.exists():
-                await asyncio.sleep(0.05)
-            where = json.loads(ready.read_text())
-            env = {**os.environ, "CONVEYOR_NATS_URL": where["nats"], "CONVEYOR_BACKEND": "native"}
-            for name in drivers:
-                run = [*CONVEYOR, "driver", "run", f"tests.benchmarks.bench_pipeline:{name}", "--concurrency", "512"]
-                processes.append(await asyncio.create_subprocess_exec(*run, *common, env=env))
-            named = zip(("serve", *drivers), processes, strict=True)
-            pids = {name: process.pid for name, process in named}
-            yield {**where, "pids": pids | {"nats": child_of(pids["serve"])}}
-        finally:
-            for process in reversed(processes):
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-                await process.wait()
-
-
-def child_of(pid: int) -> int:
-    """The nats-server of `serve`."""
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-
-
 def cpu(pid: int) -> float:
-    """CPU seconds of a process so far."""
+    """CPU seconds of a process so far, without its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -159,65 +83,124 @@ async def post(http: Http, name: str) -> str:
     return str(json.loads(said)["runid"])
 
 
-async def measure(sync: str, runs: int, stay: float) -> None:
-    async with runtime(sync) as where:
+class Load:
+    """Clients that post runs: one, or as many as are in flight at once."""
+
+    def __init__(self, where: dict[str, Any], ends: Ends, http: Http, clients: list[Http]) -> None:
+        self.http = http
+        self.clients = clients
+        self.posted: list[str] = []
+        self._where, self._ends = where, ends
+
+    async def one_by_one(self, runs: int) -> list[float]:
+        """Seconds from each POST to the end of its run, sorted."""
+        took = []
+        for number in range(runs):
+            began = time.perf_counter()
+            await self._post(self.http, f"one-{number}", wait=True)
+            took.append(time.perf_counter() - began)
+        return sorted(took)
+
+    async def at_once(self, runs: int, prefix: str, *, wait: bool) -> float:
+        """Runs per second, or POSTs where nobody waits for the end, after a warm-up."""
+        await self._all(4 * IN_FLIGHT, f"{prefix}-warm-up", wait=wait)
+        began = time.perf_counter()
+        await self._all(runs, prefix, wait=wait)
+        return runs / (time.perf_counter() - began)
+
+    async def _all(self, runs: int, prefix: str, *, wait: bool) -> None:
+        numbers = iter(range(runs))
+
+        async def work(client: Http) -> None:
+            for number in numbers:
+                await self._post(client, f"{prefix}-{number}", wait=wait)
+
+        await asyncio.gather(*map(work, self.clients))
+
+    async def _post(self, client: Http, name: str, *, wait: bool) -> None:
+        run_id = await post(client, name)
+        self.posted.append(run_id)
+        if wait:
+            assert await self._ends.of(run_id) == b"Succeeded"
+
+    async def lost(self) -> int:
+        """How many of all runs posted have not succeeded, waiting up to a minute for each."""
+        found = await asyncio.gather(
+            *(asyncio.wait_for(self._ends.of(run_id), 60) for run_id in self.posted), return_exceptions=True
+        )
+        return sum(status != b"Succeeded" for status in found)
+
+
+@contextlib.asynccontextmanager
+async def load(sync: str) -> AsyncIterator[tuple[dict[str, Any], Load]]:
+    """A runtime whose drivers are there, and its clients."""
+    drivers = {name: f"tests.benchmarks.bench_pipeline:{name}" for name in STEPS}
+    async with runtime(sync, drivers) as where:
         bus = await Bus.connect(where["nats"], name="bench")
-        ends = Ends(bus)
-        http = await Http.connect(where["api"])
+        ends, http = Ends(bus), await Http.connect(where["api"])
         await define(http)
         await ends.of(await post(http, "warm-up"))
-        rtt = await round_trip(where["nats"])
-        took = []
-        for number in range(max(runs // 4, 20)):
-            began = time.perf_counter()
-            assert await ends.of(await post(http, f"one-{number}")) == b"Succeeded"
-            took.append(time.perf_counter() - began)
-        p50, p99 = statistics.median(took), sorted(took)[int(len(took) * 0.99)]
-        floor = rtt * (2 + 4 * len(STEPS))
-        clients = [await Http.connect(where["api"]) for _ in range(16)]
-        numbers = iter(range(runs))
-
-        async def worker(client: Http, *, wait: bool, prefix: str) -> None:
-            for number in numbers:
-                run_id = await post(client, f"{prefix}-{number}")
-                if wait:
-                    assert await ends.of(run_id) == b"Succeeded"
-
-        began, before = time.perf_counter(), {name: cpu(pid) for name, pid in where["pids"].items()}
-        await asyncio.gather(*(worker(client, wait=True, prefix="many") for client in clients))
-        rate = runs / (time.perf_counter() - began)
-        used = {f"{name} ms/run": (cpu(pid) - before[name]) / runs * 1e3 for name, pid in where["pids"].items()}
-        report.row(
-            "pipeline",
-            sync,
-            {"p50 ms": p50 * 1e3, "p99 ms": p99 * 1e3, "p50 / round trips": p50 / floor, "runs/s (16)": rate, **used},
-        )
-        if stay:
-            print(where, flush=True)
-            numbers = iter(range(10**9))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(stay):
-                    await asyncio.gather(*(worker(client, wait=True, prefix="stay") for client in clients))
-            clients = []
-        numbers = iter(range(runs))
-        began = time.perf_counter()
-        if not stay:
-            await asyncio.gather(*(worker(client, wait=False, prefix="post") for client in clients))
-            report.row("POST", sync, {"POST/s (16)": runs / (time.perf_counter() - began)})
+        clients = [await Http.connect(where["api"]) for _ in range(IN_FLIGHT)]
+        yield where, Load(where, ends, http, clients)
         for client in (http, *clients):
             client.close()
         await ends.close()
         await bus.close()
 
 
+async def measure(sync: str, singles: int, runs: int, faststream: float) -> None:
+    """One setting, with what FastStream did right before, in events per second; 0 if it is not there."""
+    async with load(sync) as (where, clients):
+        rtt = await round_trip(where["nats"])
+        took = await clients.one_by_one(singles)
+        p50, p99 = statistics.median(took), took[int(len(took) * 0.99)]
+        ratio = p50 / (rtt * (2 + 4 * len(STEPS)))
+        of = f"{singles} runs one by one"
+        report.row("pipeline", sync, of, {"p50 ms": p50 * 1e3, "p99 ms": p99 * 1e3, "p50 / round trips": ratio})
+        report.goal("pipeline", sync, of, "p50 / round trips", ratio, most=2)
+        before = {name: cpu(pid) for name, pid in where["pids"].items()}
+        rate = await clients.at_once(runs, "many", wait=True)
+        spent = {name: cpu(pid) - before[name] for name, pid in where["pids"].items()}
+        used = {f"{name} ms/run": seconds / (runs + 4 * IN_FLIGHT) * 1e3 for name, seconds in spent.items()}
+        of = f"{runs} runs, {IN_FLIGHT} at once"
+        report.row("pipeline", sync, of, {"runs/s": rate, **used})
+        if faststream:
+            name = "runs/s / events/s of FastStream at its default"
+            report.goal("pipeline", sync, of, name, rate / faststream, least=PER_EVENT[sync])
+        posts = await clients.at_once(runs, "post", wait=False)
+        of = f"{runs} POSTs, {IN_FLIGHT} at once"
+        report.row("POST", sync, of, {"POST/s": posts})
+        report.goal("POST", sync, of, "POST/s", posts, least=1500)
+        lost = await clients.lost()
+        report.goal("pipeline", sync, f"all {len(clients.posted)} runs", "runs that did not succeed", lost, most=0)
+
+
+async def stay(sync: str, seconds: float) -> None:
+    """Go on for so long, to profile it."""
+    async with load(sync) as (where, clients):
+        print(where, flush=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await clients.at_once(10**9, "stay", wait=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sync", nargs="*", default=["always", "2m"])
-    parser.add_argument("--runs", type=int, default=400)
-    parser.add_argument("--stay", type=float, default=0.0, help="seconds to go on with 16 in flight, to profile it")
+    parser.add_argument("--sync", nargs="*", choices=list(PER_EVENT), default=list(PER_EVENT))
+    parser.add_argument("--singles", type=int, default=1_000)
+    parser.add_argument("--runs", type=int, default=2_000)
+    parser.add_argument("--events", type=int, default=10_000, help="events of FastStream")
+    parser.add_argument("--stay", type=float, default=0.0, help="seconds to go on with many in flight, to profile it")
     options = parser.parse_args()
     for sync in options.sync:
-        uvloop.run(measure(sync, options.runs, options.stay))
+        if options.stay:
+            uvloop.run(stay(sync, options.stay))
+            continue
+        faststream = 0.0
+        if peers.FASTSTREAM.there:
+            faststream = uvloop.run(theirs(options.events, DEFAULT, peers.FASTSTREAM)).rate
+            report.row("pipeline: FastStream", DEFAULT, f"{options.events} events", {"events/s": faststream})
+        uvloop.run(measure(sync, options.singles, options.runs, faststream))
 
 
 if __name__ == "__main__":

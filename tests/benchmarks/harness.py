@@ -18,8 +18,12 @@ from conveyor_runtime.kit.child import end_with_parent
 
 PYTHON = [sys.executable, "-m"]
 
-_WARM = 0.1
-"""Part of a backlog that is worked off before the clock is read: connections, imports and caches are warm then."""
+IN_FLIGHT = 512
+"""What a process works on at once, ours and the peers'."""
+
+WARM_UP = 2 * IN_FLIGHT
+"""Events of a process before the clock is read: connections, imports and caches are warm then, and what is in flight
+when it is read is no more than when it is read again."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,10 @@ class Speed:
     server_ms: float
 
 
-async def work_off(on: Server, stream: str, count: int, workers: Sequence[int], *, patience: float = 120.0) -> Speed:
-    """Watch the results come in until there are `count` of them in `stream`."""
+async def work_off(
+    on: Server, stream: str, warm_up: int, count: int, workers: Sequence[int], *, patience: float = 120.0
+) -> Speed:
+    """Watch the results come in until there are `count` of them in `stream` after the first `warm_up`."""
 
     def used() -> tuple[float, float, float]:
         return time.perf_counter(), sum(map(cpu, workers)), cpu(on.pid)
@@ -93,9 +99,9 @@ async def work_off(on: Server, stream: str, count: int, workers: Sequence[int], 
             info = await stream_info(on.bus, stream)
             done = int(info["state"]["messages"]) if info else 0
             now = used()
-            if first is None and done >= count * _WARM:
+            if first is None and done >= warm_up:
                 first = done, now
-            if first is not None and done >= count:
+            if first is not None and done >= warm_up + count:
                 began, (wall, theirs, servers) = first
                 events = done - began
                 return Speed(

@@ -9,6 +9,7 @@ from faststream import AckPolicy, FastStream
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 
 from tests.benchmarks import peers
+from tests.benchmarks.harness import IN_FLIGHT
 
 broker = NatsBroker(os.environ["BENCH_NATS"], logger=None, apply_types=False)
 
@@ -22,7 +23,7 @@ async def raw(message: NatsMessage) -> bytes:
     peers.SUBJECT,
     durable=peers.DURABLE,
     stream=JStream(peers.WORK, declare=False),
-    pull_sub=PullSub(batch_size=peers.IN_FLIGHT, timeout=5),
+    pull_sub=PullSub(batch_size=IN_FLIGHT, timeout=5),
     ack_policy=AckPolicy.NACK_ON_ERROR,
     decoder=raw,
     no_reply=True,

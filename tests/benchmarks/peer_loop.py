@@ -11,13 +11,14 @@ from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NothingThere
 
 from tests.benchmarks import peers
+from tests.benchmarks.harness import IN_FLIGHT
 
 
 async def main() -> None:
     client = await nats.connect(os.environ["BENCH_NATS"])
     stream = client.jetstream()
     waiting = await stream.pull_subscribe_bind(consumer=peers.DURABLE, stream=peers.WORK)
-    room = asyncio.Semaphore(peers.IN_FLIGHT)
+    room = asyncio.Semaphore(IN_FLIGHT)
     tasks: set[asyncio.Task[None]] = set()
 
     async def work(message: Msg) -> None:
@@ -27,7 +28,7 @@ async def main() -> None:
 
     while True:
         try:
-            messages = await waiting.fetch(peers.IN_FLIGHT // 2, timeout=5)
+            messages = await waiting.fetch(IN_FLIGHT // 2, timeout=5)
         except NothingThere:
             continue
         for message in messages:

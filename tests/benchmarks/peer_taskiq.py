@@ -8,13 +8,14 @@ from taskiq.serializers import ORJSONSerializer
 from taskiq_nats import PullBasedJetStreamBroker
 
 from tests.benchmarks import peers
+from tests.benchmarks.harness import IN_FLIGHT
 
 broker = PullBasedJetStreamBroker(
     [os.environ["BENCH_NATS"]],
     subject=peers.SUBJECT,
     stream_name=peers.WORK,
     durable=peers.DURABLE,
-    pull_consume_batch=peers.IN_FLIGHT,
+    pull_consume_batch=IN_FLIGHT,
     pull_consume_timeout=5,
 ).with_serializer(ORJSONSerializer())
 

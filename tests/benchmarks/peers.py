@@ -16,12 +16,11 @@ import orjson
 
 from conveyor_runtime.bus import Bus, Committer, Message
 from tests.benchmarks import backlog
-from tests.benchmarks.harness import PYTHON
+from tests.benchmarks.harness import IN_FLIGHT, PYTHON
 
 WORK, RESULTS = "bench-work", "bench-results"
 SUBJECT, RESULT_SUBJECT = "work.bench", "results.bench"
 DURABLE = "bench"
-IN_FLIGHT = 512
 
 
 @dataclass(frozen=True)

@@ -31,21 +31,23 @@ number of cores, others were at work on the machine, and the wall's clock says l
 _PACKAGES = ("nats-py", "uvloop", "faststream", "taskiq-nats")
 
 
-def row(what: str, setting: str, figures: Mapping[str, float]) -> None:
-    """One line of figures; `setting` says the durability, `always` or a sync interval."""
+def row(what: str, setting: str, of: str, figures: Mapping[str, float]) -> None:
+    """One line of figures; `setting` says the durability, `always` or a sync interval, `of` how much was measured."""
     _introduce()
     text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    print(f"{what:<12} {setting:<8} {text}", flush=True)
-    _keep(what, setting, "; ".join(f"{name} **{value:.4g}**" for name, value in figures.items()))
+    print(f"{what:<12} {setting:<8} {of}: {text}", flush=True)
+    _keep(what, setting, f"{of}: " + "; ".join(f"{name} **{value:.4g}**" for name, value in figures.items()))
 
 
-def goal(what: str, setting: str, name: str, measured: float, *, least: float = 0.0, most: float = 0.0) -> None:
-    """A goal of the project, what was measured, and whether that is enough."""
+def goal(
+    what: str, setting: str, of: str, name: str, measured: float, *, least: float = 0.0, most: float = 0.0
+) -> None:
+    """A goal of the project, what was measured, of how much, and whether that is enough."""
     met = measured >= least if least else measured <= most
     wanted = f">= {least:g}" if least else f"<= {most:g}"
     verdict = "met" if met else "NOT met"
-    print(f"  goal {name}: {wanted}, measured {measured:.3g}: {verdict}", flush=True)
-    _keep(what, setting, f"goal {name} {wanted}: **{measured:.3g}**, {verdict}")
+    print(f"  goal {name}: {wanted}, measured {measured:.3g} of {of}: {verdict}", flush=True)
+    _keep(what, setting, f"{of}: goal {name} {wanted}: **{measured:.3g}**, {verdict}")
 
 
 def _keep(what: str, setting: str, text: str) -> None:
