@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def main() -> int:
 
 def _go_driver() -> Path | None:
     """A driver on another SDK, where Go can make one. Raises GoBuildError where it must."""
+    if shutil.which("go") is None and "go" not in required():
+        return None
     try:
         return build() / "driver"
     except GoBuildError as error:

@@ -75,8 +75,11 @@ def _results_lost(it: Evidence) -> Iterator[str]:
     lives = it.fleet.lives()
     for line in it.journal:
         run_id, step, attempt, takeover = line.numbers
-        if line.kind != "end" or line.how == "stopped" or (run_id, step, attempt, takeover + 1) not in it.claims:
+        after = it.claims.get((run_id, step, attempt, takeover + 1))
+        if line.kind != "end" or line.how == "stopped" or after is None:
             continue
+        if after.at.timestamp() - it.wall < line.at:
+            continue  # it was not its own any more: a process that was frozen may end its work as it wakes
         member, life = lives[line.pid]
         said = line.at + _TIME_TO_SAY
         quiet = not any(span.touches(line.at, said) for span in (*life.frozen, *member.trouble, *it.fleet.outages))
