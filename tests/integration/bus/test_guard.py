@@ -17,6 +17,7 @@ from conveyor_runtime.config import ApiSettings, DriverSettings
 from conveyor_runtime.daemon.connect import connect, state_on
 from conveyor_runtime.daemon.control import control_plane
 from conveyor_runtime.daemon.worker import connected_manager
+from conveyor_runtime.errors import BusError
 from conveyor_runtime.models import DriverResult
 from conveyor_runtime.reconcile import Driver, DriverLogger
 from tests.conftest import StartServer
@@ -107,6 +108,27 @@ async def test_a_change_during_the_look_is_not_forgotten(bus: Bus, monkeypatch: 
     task = asyncio.create_task(guard_streams(bus))
     await asyncio.wait_for(late.wait(), 5)
     await put_back(bus)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_could_not_be_put_back_is_tried_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else asks for another look."""
+    monkeypatch.setattr(guard, "_AGAIN", 0.1)
+    tried = 0
+
+    async def not_at_first(watched: Bus, name: str, config: dict[str, Any]) -> list[str]:
+        nonlocal tried
+        tried += name == MESSAGES
+        if name == MESSAGES and tried == 1:
+            raise BusError("no leader")
+        return await streams.put_back(watched, name, config)
+
+    monkeypatch.setattr(guard, "put_back", not_at_first)
+    await foreign_reset(bus)
+    task = asyncio.create_task(guard_streams(bus))
+    await put_back(bus)
+    assert tried > 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
