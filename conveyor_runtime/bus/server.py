@@ -147,7 +147,7 @@ class EmbeddedServer:
                 stderr=out,
                 # Its own session: Ctrl-C at the terminal must reach us only, we still need it to drain.
                 start_new_session=True,
-                preexec_fn=end_with_parent(),
+                preexec_fn=end_with_parent(self._lock),
                 pass_fds=(self._lock,),
             )
         give_up = time.monotonic() + START_TIMEOUT

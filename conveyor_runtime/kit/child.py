@@ -23,9 +23,9 @@ _PR_SET_PDEATHSIG = 1
 _HEALTHY = 10.0
 
 
-def end_with_parent() -> Callable[[], None]:
+def end_with_parent(*pass_fds: int) -> Callable[[], None]:
     """A `preexec_fn` that has the kernel send SIGTERM to the child when the thread that started it ends. It also keeps
-    all descriptors but stdio from the child; `pass_fds` does not go with it."""
+    all descriptors from the child but stdio and those named, which are to be given to Popen's `pass_fds` as well."""
     parent = os.getpid()
     if not sys.platform.startswith("linux"):
         return lambda: None
@@ -39,7 +39,7 @@ def end_with_parent() -> Callable[[], None]:
         # uvloop hands down the numbers it duplicates for its children's stdio: what a child starts in its turn, and
         # what outlives it, would hold on to whatever reads our output.
         for descriptor in map(int, os.listdir("/proc/self/fd")):
-            if descriptor > 2:
+            if descriptor > 2 and descriptor not in pass_fds:
                 with contextlib.suppress(OSError):  # the listing's own
                     os.set_inheritable(descriptor, False)
 
