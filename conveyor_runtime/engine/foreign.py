@@ -124,17 +124,19 @@ class ForeignSteps:
         return run
 
     async def _note_sequence(self, run: RunRecord, step: PlannedStep, state: StepState, now: datetime) -> RunRecord:
-        """Find the stored dispatch by its Msg-Id; publish it again only while the server still tells duplicates."""
+        """Note where the dispatch is stored: as long as the server knows its Msg-Id, it tells when it is published again;
+        later it is looked for among those that wait."""
+        if state.issued_at is not None and now - state.issued_at < _SURELY_TOLD:
+            receipt = await self._transitions.dispatcher.publish(run, step, state)
+            return await self._update(run, step, state, {"foreign_seq": receipt.seq})
         msg_id = dispatch_id(run, step, state, foreign=True)
         subject = dispatch_subject(run, step, state)
-        sequence = 1
+        info = await consumer_info(self._bus, MESSAGES, step.driver)
+        sequence = int(info["ack_floor"]["stream_seq"]) + 1 if info is not None else 1
         while (message := await next_by_subject(self._bus, MESSAGES, subject, sequence)) is not None:
             if message.headers.get("Nats-Msg-Id") == msg_id:
                 return await self._update(run, step, state, {"foreign_seq": message.seq})
             sequence = message.seq + 1
-        if state.issued_at is not None and now - state.issued_at < _SURELY_TOLD:
-            receipt = await self._transitions.dispatcher.publish(run, step, state)
-            return await self._update(run, step, state, {"foreign_seq": receipt.seq})
         due = now + timedelta(seconds=step.timeout or DEFAULT_TIMEOUT)
         return await self._update(run, step, state, {"foreign_seq": 0, "due": due, "started_at": now})
 

@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+#: Characters kept while a line has no end.
+_LONGEST_REST = 64 * 1024
+
 
 class LineWriter:
-    """Enough of a text file: `write` keeps what has no line end yet, `flush` and `close` give it out."""
+    """Enough of a text file: `write` keeps what has no line end yet, up to a limit; `close` gives it out."""
 
     def __init__(self, put: Callable[[str], None]) -> None:
         self._put = put
         self._rest = ""
 
     def write(self, text: str) -> int:
-        """Log each complete line."""
+        """Log each complete line, and what becomes too long to wait for its end."""
         *lines, self._rest = (self._rest + text).split("\n")
+        if len(self._rest) > _LONGEST_REST:
+            # Between two words, or half a secret could pass unmasked.
+            end = self._rest.rfind(" ") + 1 or len(self._rest)
+            lines.append(self._rest[:end])
+            self._rest = self._rest[end:]
         for line in lines:
             self._put(line)
         return len(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -129,3 +130,21 @@ async def test_a_foreign_driver_that_takes_it_while_it_is_taken_back_is_waited_f
     assert cluster.run(run_id).status == "Cancelling"
     sdk.hold.set()
     assert (await cluster.ended(run_id)).steps[0].status == "Succeeded"
+
+
+async def test_a_foreign_dispatch_that_waits_is_found_again_long_after_it_was_issued(
+    cluster: Cluster, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 17: by then the server tells duplicates no more, and behind what was worked off it is looked for."""
+    sdk = await foreign("afar")
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "afar")
+    sdk.start()
+    assert (await cluster.ended((await cluster.post("thing", "before", "p")).run_id)).status == "Succeeded"
+    await sdk.stop()
+    monkeypatch.setattr(foreign_module, "_SURELY_TOLD", timedelta(0))
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await noted(cluster, run_id, "afar")
+    assert await cluster.dispatches_waiting() == 1
+    sdk.start()
+    assert (await cluster.ended(run_id)).status == "Succeeded"

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from conveyor_runtime.models import LogLine
+from conveyor_runtime.reconcile.adapters import LineWriter
 from conveyor_runtime.reconcile.logger import _BACKLOG
 from tests.unit.reconcile.fakes import RUN, FakeBus, FakeCommitter, a_logger
 
@@ -243,3 +244,17 @@ async def test_close_without_a_line_or_twice_is_nothing() -> None:
     await logger.close()
     logger.info("late")
     await logger.close()
+
+
+def test_a_stream_without_line_ends_is_not_kept_for_ever() -> None:
+    said: list[str] = []
+    writer = LineWriter(said.append)
+    for _ in range(1000):
+        writer.write("x" * 1000)
+    writer.close()
+    assert "".join(said) == "x" * 1_000_000
+    assert max(map(len, said)) < 70_000
+    said.clear()
+    writer.write("y" * 60_000 + " secr")
+    writer.write("et" + "z" * 10_000)
+    assert said == ["y" * 60_000 + " "], "a word is left whole"
