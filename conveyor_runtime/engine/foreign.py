@@ -124,8 +124,8 @@ class ForeignSteps:
         return run
 
     async def _note_sequence(self, run: RunRecord, step: PlannedStep, state: StepState, now: datetime) -> RunRecord:
-        """Note where the dispatch is stored: as long as the server knows its Msg-Id, it tells when it is published again;
-        later it is looked for among those that wait."""
+        """Note where the dispatch is stored: as long as the server knows its Msg-Id, a second publishing tells; later
+        it is looked for among those that wait."""
         if state.issued_at is not None and now - state.issued_at < _SURELY_TOLD:
             receipt = await self._transitions.dispatcher.publish(run, step, state)
             return await self._update(run, step, state, {"foreign_seq": receipt.seq})
