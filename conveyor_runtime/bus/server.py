@@ -22,6 +22,7 @@ from conveyor_runtime.bus.server_setup import (
     remember_port,
     write_config,
 )
+from conveyor_runtime.bus.vitals import bytes_read, greets
 from conveyor_runtime.errors import BusError, BusUnavailable, ConfigError
 from conveyor_runtime.kit.backoff import Backoff
 from conveyor_runtime.kit.child import end_with_parent
@@ -32,7 +33,16 @@ __all__ = ["EmbeddedServer"]
 log = logging.getLogger(__name__)
 
 START_TIMEOUT = 60.0
-"""Seconds until a starting server must answer; it reads its store first."""
+"""Seconds in which a starting server must answer, or read on in its store, which it does first."""
+
+PROGRESS = 1 << 20
+"""Bytes that a server has read in this time that reads on."""
+
+PROBE = 5.0
+"""Seconds between two looks whether the server answers, and for the answer."""
+
+MOST_MISSED = 6
+"""Answers in a row that may stay away before the server is killed: a minute, as disks and machines can be slow."""
 
 HEALTHY = 10.0
 """Seconds a server must have run for its next death to be treated as the first."""
@@ -150,8 +160,11 @@ class EmbeddedServer:
                 preexec_fn=end_with_parent(self._lock),
                 pass_fds=(self._lock,),
             )
-        give_up = time.monotonic() + START_TIMEOUT
+        give_up, read = time.monotonic() + START_TIMEOUT, 0
         while not await self._serves(self._process.pid):
+            if time.monotonic() > give_up and (now := bytes_read(self._process.pid)) - read > PROGRESS:
+                log.info("bus: nats-server is still reading its store")
+                give_up, read = time.monotonic() + START_TIMEOUT, now
             if self._process.returncode is not None or time.monotonic() > give_up:
                 raise self._explain(logfile, start)
             await asyncio.sleep(0.02)
@@ -214,8 +227,8 @@ class EmbeddedServer:
         while True:
             began = time.monotonic()
             if self._process is not None:
-                code = await self._process.wait()
-                log.warning("bus: nats-server ended by itself (%d); starting it again", code)
+                code = await self._end_of(self._process)
+                log.warning("bus: nats-server has ended (%d); starting it again", code)
             if time.monotonic() - began > HEALTHY:
                 backoff.reset()
             await asyncio.sleep(backoff.next())
@@ -225,3 +238,16 @@ class EmbeddedServer:
             except (BusError, ConfigError, OSError) as exc:
                 log.error("bus: nats-server does not start: %s", exc)
                 await self._end(grace=2)
+
+    async def _end_of(self, process: asyncio.subprocess.Process) -> int:
+        """Wait for the server's end, and bring it about if it hangs; its exit code."""
+        missed = 0
+        while missed < MOST_MISSED:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE):
+                    return await process.wait()
+            missed = 0 if await greets(self.url, PROBE) else missed + 1
+        log.error("bus: nats-server has not answered %d times in %g s each; killing it", missed, PROBE)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()

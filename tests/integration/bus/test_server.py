@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -52,6 +53,74 @@ async def test_a_killed_server_is_back_on_its_port_with_its_data(start_server: S
     assert message is not None
     assert (message.seq, message.data) == (2, b"after")
     await bus.close()
+
+
+async def test_a_server_that_hangs_is_killed_and_started_again(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("conveyor_runtime.bus.server.PROBE", 0.3)
+    monkeypatch.setattr("conveyor_runtime.bus.server.MOST_MISSED", 3)
+    server = await start_server(sync="always")
+    bus = await Bus.connect(server.url, name="test")
+    await ensure_streams(bus)
+    pid = server.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    await gone(pid)
+    await bus.publish("logs.a", b"after", msg_id="after", deadline=30)
+    assert server.pid not in (pid, None) and "has not answered" in caplog.text
+    await bus.close()
+
+
+async def test_a_server_that_stands_still_for_a_moment_is_left_alone(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyor_runtime.bus.server.PROBE", 0.3)
+    monkeypatch.setattr("conveyor_runtime.bus.server.MOST_MISSED", 3)
+    server = await start_server()
+    pid = server.pid
+    assert pid is not None
+    for _ in range(3):
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(0.7)  # one or two looks
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.sleep(1.0)
+    assert server.pid == pid and alive(pid)
+
+
+def slow_server(folder: Path, first: str) -> str:
+    """A real server that does something else for 3 s before it starts."""
+    path, real = folder / "slow", shutil.which("nats-server") or str(Path(sys.executable).parent / "nats-server")
+    path.write_text(
+        f"#!{sys.executable}\nimport os, sys, time\nend = time.monotonic() + 3\nwith open('/dev/zero', 'rb') as zero:\n"
+        f"    while time.monotonic() < end:\n        {first}\nos.execv({real!r}, ['nats-server', *sys.argv[1:]])\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+async def test_a_server_that_reads_a_large_store_is_waited_for(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def find() -> str:
+        return slow_server(tmp_path, "zero.read(100_000); time.sleep(0.01)")
+
+    monkeypatch.setattr("conveyor_runtime.bus.server.START_TIMEOUT", 1.0)
+    monkeypatch.setattr("conveyor_runtime.bus.server.find_server", find)
+    await start_server()
+
+
+async def test_a_server_that_does_nothing_at_its_start_is_given_up(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def find() -> str:
+        return slow_server(tmp_path, "time.sleep(0.1)")
+
+    monkeypatch.setattr("conveyor_runtime.bus.server.START_TIMEOUT", 0.3)
+    monkeypatch.setattr("conveyor_runtime.bus.server.PROGRESS", 10 << 20)
+    monkeypatch.setattr("conveyor_runtime.bus.server.find_server", find)
+    with pytest.raises(BusError, match="did not come up"):
+        await start_server()
 
 
 async def test_stop_leaves_no_process_and_the_data_serves_again(start_server: StartServer, tmp_path: Path) -> None:
