@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -155,7 +156,7 @@ class FreezableContainer(NativeContainer):
     process after the other, shows its parent a stop that nobody meant, and any process may take it back."""
 
     async def freeze(self) -> None:
-        """See the contract. One that has ended stays as it is. Raises `BackendError` between two starts."""
+        """See the contract. One that has ended stays as it is; `BackendError` if it is not soon started again."""
         if not self._look().done:
             await finish(asyncio.to_thread(self._freeze))
 
@@ -164,18 +165,23 @@ class FreezableContainer(NativeContainer):
         await asyncio.to_thread(cgroups.thaw, self._home)
 
     def _freeze(self) -> None:
+        deadline = time.monotonic() + _SETTLE
         try:
             group = cgroups.add_freezer(self._home, self._meta.nonce)
-            # What is started by one inside is inside. What is started by one outside meanwhile is met again.
-            while outside := set(sweep(records.targets(self._home), 0)) - cgroups.members([group]):
-                for pid in outside:
-                    with contextlib.suppress(ProcessLookupError):
-                        cgroups.enter([group], pid)
-            cgroups.freeze(self._home)
+            while True:
+                # What is started by one inside is inside. What is started by one outside meanwhile is met again.
+                while outside := set(sweep(records.targets(self._home), 0)) - cgroups.members([group]):
+                    for pid in outside:
+                        with contextlib.suppress(ProcessLookupError):
+                            cgroups.enter([group], pid)
+                cgroups.freeze(self._home)
+                if cgroups.members([group]) or self._look().done:
+                    return
+                if time.monotonic() > deadline:
+                    raise BackendError(f"the container {self.id} waits to be started again")
+                time.sleep(_POLL[-1])  # it has ended a moment ago, or will be started again soon
         except OSError as error:
             raise BackendError(f"the container {self.id} cannot be frozen: {error}") from error
-        if not cgroups.members([group]) and not self._look().done:
-            raise BackendError(f"the container {self.id} waits to be started again, and cannot be frozen meanwhile")
 
 
 def _opened(path: Path) -> IO[bytes]:
