@@ -13,6 +13,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 
 import uuid_utils
@@ -33,11 +34,10 @@ _PAGES = 300
 
 
 async def requests(api: str, count: int, method: str) -> tuple[float, list[float]]:
-    """Requests per second of all connections, and the seconds each took, sorted."""
+    """Requests per second of all connections after a warm-up, and the seconds each took, sorted."""
     clients = [await Http.connect(api) for _ in range(CONNECTIONS)]
-    numbers, took = iter(range(count)), []
 
-    async def work(client: Http) -> None:
+    async def work(client: Http, numbers: Iterator[int], took: list[float]) -> None:
         for number in numbers:
             name = f"r{number}"
             body = {"name": name, "resource": TYPE, "pipeline": TYPE, "spec": {"repository": "somewhere"}}
@@ -49,12 +49,18 @@ async def requests(api: str, count: int, method: str) -> tuple[float, list[float
             took.append(time.perf_counter() - began)
             assert status < 300, said
 
+    async def all_of(numbers: Iterator[int]) -> list[float]:
+        took: list[float] = []
+        await asyncio.gather(*(work(client, numbers, took) for client in clients))
+        return sorted(took)
+
+    await all_of(iter(range(count, count + 4 * CONNECTIONS)))
     began = time.perf_counter()
-    await asyncio.gather(*map(work, clients))
+    took = await all_of(iter(range(count)))
     rate = count / (time.perf_counter() - began)
     for client in clients:
         client.close()
-    return rate, sorted(took)
+    return rate, took
 
 
 async def pages(http: Http, query: str = "") -> list[float]:
