@@ -16,7 +16,7 @@ from conveyor_runtime.orchestra import Owner, RestartPolicy, Task
 from conveyor_runtime.orchestra.native import NativeBackend
 
 OWNER = Owner("inst", "run", "start", 1, 0)
-NS = "cv-inst-run"
+NS = "cv-inst-keeper"  # nobody else's: a test that closes it would end these containers, too
 
 WORKER = """
 import asyncio, sys
@@ -28,7 +28,7 @@ async def main():
     backend = NativeBackend(Path(sys.argv[1]))
     policy, timeout = RestartPolicy(sys.argv[3]), eval(sys.argv[4])
     task = Task("task", command=("sh", "-c", sys.argv[2]), restart=policy, timeout=timeout)
-    await backend.run("cv-inst-run", task, Owner("inst", "run", "start", 1, 0))
+    await backend.run("cv-inst-keeper", task, Owner("inst", "run", "start", 1, 0))
     print("up", flush=True)
     await asyncio.sleep(1000)
 
