@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conveyor_runtime.bus import Bus, Tail
+from conveyor_runtime.kit.child import end_with_parent
 from tests.benchmarks.harness import IN_FLIGHT
 from tests.support.processes import CONVEYOR
 
@@ -76,7 +77,8 @@ async def runtime(sync: str, drivers: Mapping[str, str]) -> AsyncIterator[dict[s
         ready = Path(folder, "ready.json")
         common = ["--log-level", "warning"]
         serve = [*CONVEYOR, "serve", "--data", f"{folder}/data", "--api-port", "0", "--sync", sync]
-        processes = [await asyncio.create_subprocess_exec(*serve, "--ready-file", str(ready), *common)]
+        serve += ["--ready-file", str(ready), *common]
+        processes = [await asyncio.create_subprocess_exec(*serve, preexec_fn=end_with_parent())]
         try:
             while not ready.exists():
                 await asyncio.sleep(0.05)
@@ -84,7 +86,9 @@ async def runtime(sync: str, drivers: Mapping[str, str]) -> AsyncIterator[dict[s
             env = {**os.environ, "CONVEYOR_NATS_URL": where["nats"], "CONVEYOR_BACKEND": "native"}
             for target in drivers.values():
                 run = [*CONVEYOR, "driver", "run", target, "--concurrency", str(IN_FLIGHT)]
-                processes.append(await asyncio.create_subprocess_exec(*run, *common, env=env))
+                processes.append(
+                    await asyncio.create_subprocess_exec(*run, *common, env=env, preexec_fn=end_with_parent())
+                )
             named = zip(("serve", *drivers), processes, strict=True)
             pids = {name: process.pid for name, process in named}
             yield {**where, "pids": pids | {"nats": child_of(pids["serve"])}}
