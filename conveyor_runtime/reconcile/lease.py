@@ -130,6 +130,8 @@ class Lease:
                         BUS_ADDRESS.get(),
                         self._clock() - failing_since,
                     )
+            if not self.held():
+                lapsed()  # it may have stood still just now, waiting for the answer
             renewed()
             await asyncio.sleep(max(RENEW_EVERY - (self._clock() - started), 0.5))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import pytest
 
 from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.reconcile.lease import BUS_ADDRESS, SELF_FENCE, Lease
-from conveyor_runtime.store import MemoryStore, State
+from conveyor_runtime.store import MemoryStore, State, Write
 
 
 async def test_a_bus_that_stays_away_is_named_once(
@@ -55,3 +56,24 @@ async def test_a_lease_that_lapsed_while_the_process_stood_still_is_told_before_
     await renewals.get()
     task.cancel()
     assert told == ["lapsed"], "told once"
+
+
+@pytest.mark.looptime
+async def test_a_lease_that_lapsed_while_its_renewal_was_under_way_is_told_at_once() -> None:
+    """Rule 12: the process stood still between the sending and the answer."""
+    now, told, renewals = 0.0, list[str](), asyncio.Queue[bool]()
+
+    class Slow(MemoryStore):
+        async def commit(self, unit: Sequence[Write], *, timeout: float = 10.0) -> list[int]:
+            nonlocal now
+            revisions = await super().commit(unit)
+            now += SELF_FENCE + 1
+            return revisions
+
+    lease = Lease(State(Slow()), "d", (), 1, lambda: now)
+    await lease.renew()
+    now = 0.0
+    task = asyncio.create_task(lease.run(lambda: renewals.put_nowait(lease.held()), lambda: told.append("lapsed")))
+    assert not await renewals.get()
+    task.cancel()
+    assert told == ["lapsed"]
