@@ -31,6 +31,10 @@ async def sound_store(bus: Bus, state: State, settings: BusSettings) -> AsyncIte
     """
     name = ",".join(parse_url(settings.url)[0]) if settings.url else EMBEDDED
     mark = HighWater.read(settings.data_dir / MARKS, name)
+    meta = await state.meta()
+    if meta is not None and mark.epoch in meta.former:
+        # Restored in its place, or a loss was accepted, on purpose: what the mark tells is of a store before this one.
+        mark = HighWater(mark.path, mark.bus_name)
     if damage := await find_damage(bus, state, mark):
         said = "the store is damaged: " + "; ".join(damage)
         if not settings.accept_loss:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from conveyor_runtime.bus import Bus
@@ -21,12 +22,12 @@ from conveyor_runtime.daemon import restore
 from conveyor_runtime.daemon.backup import _backup
 from conveyor_runtime.daemon.connect import connect, connect_driver, state_on
 from conveyor_runtime.daemon.restore import _restore
-from conveyor_runtime.daemon.soundness import new_epoch
+from conveyor_runtime.daemon.soundness import MARKS, new_epoch, sound_store
 from conveyor_runtime.daemon.up import UpSettings, up
 from conveyor_runtime.errors import BusError, ConfigError
 from conveyor_runtime.models import DriverResult
 from conveyor_runtime.reconcile import Driver, DriverLogger
-from conveyor_runtime.store.integrity import EpochChangedError, watch_epoch
+from conveyor_runtime.store.integrity import EpochChangedError, HighWater, watch_epoch
 from tests.conftest import StartServer
 from tests.integration.engine.test_runs import recorder
 from tests.support.cluster import cluster_on
@@ -395,3 +396,26 @@ async def test_a_driver_that_knew_the_store_before_ends_at_its_reconnect(
         with pytest.raises(EpochChangedError):
             await asyncio.wait_for(task, 10)
         cluster.managers.clear()
+
+
+async def test_a_store_that_was_restored_in_its_place_is_served(tmp_path: Path, start_server: StartServer) -> None:
+    """Also after a control plane that went on meanwhile has seen it shrink."""
+    server, file = await start_server(), tmp_path / "backup"
+    settings = BusSettings(url=server.url, data_dir=tmp_path)
+    bus = await Bus.connect(server.url, name="test")
+    await ensure_streams(bus)
+    async with state_on(bus) as state:
+        async with sound_store(bus, state, settings):
+            await _backup(file, server.url)
+            await bus.publish("logs.later", b"line")
+        for name in STREAMS:
+            await bus.api(f"STREAM.DELETE.{name}")
+        [mark] = [HighWater.read(tmp_path / MARKS, name) for name in orjson.loads((tmp_path / MARKS).read_bytes())]
+        await mark.note(["it shrank"])
+        await _restore(file, server.url, tmp_path)
+        async with sound_store(bus, state, settings):
+            pass
+        meta = await state.ensure_meta()
+        kept = HighWater.read(tmp_path / MARKS, mark.bus_name)
+        assert (kept.epoch, list(kept.damage)) == (meta.epoch, []) and kept.epoch != mark.epoch
+    await bus.close()
