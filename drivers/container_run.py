@@ -45,8 +45,10 @@ async def _run(payload: Resource[TaskSpec], logger: DriverLogger, context: RunCo
         async with watched(container) as usage:
             status = await _follow(container, logger)
     except asyncio.CancelledError:
-        await finish(backend.close_namespace(ns, grace=context.settings.kill_grace))
+        if not context.abandoned:
+            await finish(backend.close_namespace(ns, grace=context.settings.kill_grace))
         raise
+    context.ensure_current()  # who stood still while it ended would take it from under another that follows it
     await backend.close_namespace(ns, grace=0)
     return _judged(status, spec, usage)
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # `client` stands above this room: whoever builds a process h
 class RunContext:
     """One attempt of one step. `deadline` is seconds on `time.monotonic()`, None = no timeout.
 
-    Async code is stopped by cancellation; sync code asks `cancelled` (or waits on it) and returns soon.
+    Async code is stopped by cancellation; sync code asks `cancelled` (or waits on it) and returns soon. `abandoned` is
+    set before that where another worker may have gone on with this attempt: what outlives this process and that one
+    can find is then that one's, and must be left as it is.
     """
 
     run_id: str
@@ -37,6 +39,7 @@ class RunContext:
     client: Client | None = None
     orchestra_: Orchestra | None = None
     lease_held: Callable[[], bool] = lambda: True
+    abandoned: bool = False
 
     @cached_property
     def cancelled(self) -> threading.Event:

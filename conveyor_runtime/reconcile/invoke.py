@@ -130,6 +130,7 @@ class Invocation:
 
     def _tell(self) -> None:
         """Have sync code see that it must end, also code that waits for room in the log."""
+        self.context.abandoned = self.stopping is Stop.STALE
         self.context.cancelled.set()
         self.logger.release()
 

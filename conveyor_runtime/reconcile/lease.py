@@ -14,7 +14,7 @@ import uuid_utils
 
 from conveyor_runtime.errors import InfrastructureError, RevisionConflict
 from conveyor_runtime.kit.identity import ProcessIdentity
-from conveyor_runtime.models import Instance, Use, utc_now
+from conveyor_runtime.models import LEASE_SILENCE, Instance, Use, utc_now
 from conveyor_runtime.orchestra import Orchestra
 from conveyor_runtime.orchestra.disk import disk_of
 from conveyor_runtime.store import Put, State, keys
@@ -64,6 +64,7 @@ class Lease:
         self._confirmed = float("-inf")
         self._revision = 0
         self._ended = False
+        self._lost = False
         now = utc_now()
         self._record = Instance(
             id=self.id,
@@ -85,6 +86,11 @@ class Lease:
         """Whether this process may still act: the last renewal known to be stored was sent recently enough."""
         return not self._ended and self._clock() - self._confirmed <= SELF_FENCE
 
+    def abandoned(self) -> bool:
+        """Whether another may by now go on with what this process began, or will before all of that has ended: others
+        wait for `LEASE_SILENCE` seconds, and what has to be ended takes a kill grace."""
+        return self._lost or self._clock() - self._confirmed > (SELF_FENCE + LEASE_SILENCE) / 2
+
     async def renew(self) -> None:
         """Write the lease. Raises LeaseLostError if somebody else wrote it, InfrastructureError if it is unknown
         whether it was written."""
@@ -97,7 +103,7 @@ class Lease:
         except RevisionConflict:
             found = await self._state.instance(self.id)
             if found is None or found.record.gone or found.record.ended:
-                self._ended = True
+                self._ended = self._lost = True
                 raise LeaseLostError(found.record.gone if found else "its lease was removed") from None
             # A renewal whose answer never came, followed by ours: the stored one is our own.
             self._revision = found.revision

@@ -129,7 +129,7 @@ class DriverManager:
         unsubscribe = await self._deps.bus.subscribe_core(subjects.ANY_CANCEL_HINT, lambda message: self._look.set())
         stop_overtaking = await self._overtaking.listen()
         side: list[Coroutine[Any, Any, None]] = [
-            self._lease.run(self._look.set, lambda: self._stop_jobs(Stop.LEASE)),
+            self._lease.run(self._look.set, lambda: self._stop_jobs(self._without_lease())),
             self._watch_jobs(),
             self._watch_bus(),
         ]
@@ -201,7 +201,7 @@ class DriverManager:
             await self._look.wait()
             self._look.clear()
             if not self._lease.held():
-                self._stop_jobs(Stop.LEASE)
+                self._stop_jobs(self._without_lease())
                 continue
             for job in list(self._dispatch.jobs.values()):
                 if job.work.plain:
@@ -229,10 +229,10 @@ class DriverManager:
         return None
 
     def _stuck(self, why: Stop) -> None:
-        """User code of ours does not end: finish the rest and let the process go, which ends it. Without a lease there
-        is no time for the rest."""
+        """User code of ours does not end: finish the rest and let the process go, which ends it. Without a lease, or
+        beside another at the same work, there is no time for the rest."""
         self._gave_up = True
-        self._fenced = self._fenced or why is Stop.LEASE
+        self._fenced = self._fenced or why in (Stop.LEASE, Stop.STALE)
         self.drain()
         if self._fenced:
             self.drain()
@@ -247,7 +247,7 @@ class DriverManager:
         for puller in pullers:
             await puller.stop()
         if lost:
-            self._stop_jobs(Stop.LEASE)
+            self._stop_jobs(self._without_lease())
         elif self._handlers:
             log.info("finishing %d deliveries, for at most %.0f s", len(self._handlers), self._settings.drain_grace)
             await self._wait_handlers(self._settings.drain_grace, unless=self._hurry)
@@ -270,6 +270,9 @@ class DriverManager:
         with suppress(TimeoutError, InfrastructureError):
             async with asyncio.timeout(_HAND_OVER):
                 await asyncio.gather(*(self._dispatch.claims.give_up(work, Stop.DRAIN) for work in left))
+
+    def _without_lease(self) -> Stop:
+        return Stop.STALE if self._lease.abandoned() else Stop.LEASE
 
     def _stop_jobs(self, why: Stop) -> None:
         for job in list(self._dispatch.jobs.values()):

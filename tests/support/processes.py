@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,10 +18,10 @@ CONVEYOR = [sys.executable, "-m", "conveyor_runtime"]
 
 
 class Process:
-    """One `conveyor ...` process. Its output lies in `log`."""
+    """One `conveyor ...` process, by what `command` starts it. Its output lies in `log`."""
 
-    def __init__(self, *argv: str, env: dict[str, str], log: Path) -> None:
-        self.argv = [*CONVEYOR, *argv]
+    def __init__(self, *argv: str, env: dict[str, str], log: Path, command: Sequence[str] = CONVEYOR) -> None:
+        self.argv = [*command, *argv]
         self.env = {**os.environ, **env}
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,8 +67,9 @@ class Process:
 class Runtime:
     """`conveyor serve` with its embedded nats-server, and any number of driver processes, in one directory."""
 
-    def __init__(self, folder: Path, backend: str = "native") -> None:
+    def __init__(self, folder: Path, backend: str = "native", command: Sequence[str] = CONVEYOR) -> None:
         self.folder = folder
+        self.command = command
         self.ready_file = folder / "ready.json"
         self.native_root = folder / "native"
         self.env = {"CONVEYOR_NATIVE_ROOT": str(self.native_root), "CONVEYOR_BACKEND": backend}
@@ -76,6 +77,7 @@ class Runtime:
             *("serve", "--data", str(folder / "data"), "--api-port", "0", "--ready-file", str(self.ready_file)),
             env=self.env,
             log=folder / "serve.log",
+            command=command,
         )
         self.drivers: list[Process] = []
         self.ports: tuple[str, str] | None = None
@@ -84,7 +86,7 @@ class Runtime:
         """Start `serve`; the second time on the ports of the first."""
         if self.ports is not None:
             api, nats = self.ports
-            self.serve.argv = [*CONVEYOR, "serve", "--data", str(self.folder / "data"), "--api-port", api]
+            self.serve.argv = [*self.command, "serve", "--data", str(self.folder / "data"), "--api-port", api]
             self.serve.argv += ["--nats-port", nats, "--ready-file", str(self.ready_file)]
             self.ready_file.unlink(missing_ok=True)
         self.serve.start()
@@ -105,7 +107,7 @@ class Runtime:
     def driver(self, *argv: str, name: str = "") -> Process:
         """Start a driver process."""
         env = {**self.env, "CONVEYOR_NATS_URL": self.nats_url, "CONVEYOR_ALLOW_FILE_REPOSITORIES": "true"}
-        process = Process(*argv, env=env, log=self.folder / f"{name or argv[0]}.log")
+        process = Process(*argv, env=env, log=self.folder / f"{name or argv[0]}.log", command=self.command)
         process.start()
         self.drivers.append(process)
         return process

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 import pipelines
 from conveyor_runtime.config import DriverSettings
-from conveyor_runtime.errors import Gone, TaskFailed, TaskTimedOut, TerminalError
+from conveyor_runtime.errors import Gone, RetryableError, TaskFailed, TaskTimedOut, TerminalError
 from conveyor_runtime.models import DriverResult, Resource
 from conveyor_runtime.orchestra import Backend, BackendSettings, Limits, Orchestra, namespace
 from conveyor_runtime.reconcile import DriverLogger, RunContext
@@ -163,6 +165,28 @@ async def test_a_worker_that_takes_over_finds_the_container(world: World, tmp_pa
         # What it is told now does not matter: the container is there.
         await world("create", replace(context, takeover=1), **sh("echo twice; exit 7"))
     assert [text for stream, text in world.log.lines if stream] == ["once"]
+
+
+async def test_a_worker_that_was_taken_over_from_leaves_the_container_alone(world: World) -> None:
+    """I6: another follows it. The one is told while it still runs, the other sees it end before it is told."""
+    number = unique()
+    context = world.context()
+    one = asyncio.create_task(world("create", context, **sh(f"sleep {number}")))
+    await until(lambda: sleeping(number), 30)
+    context.abandoned = True
+    one.cancel()
+    await asyncio.wait([one], timeout=30)
+    assert one.cancelled() and sleeping(number)
+    held = asyncio.Event()
+    held.set()
+    other = asyncio.create_task(world("create", world.context(lease_held=held.is_set), **sh("exit 7")))
+    await asyncio.sleep(0.5)
+    held.clear()
+    os.kill(sleeping(number)[0], signal.SIGKILL)
+    with pytest.raises(RetryableError, match="lost its lease"):
+        await other
+    with pytest.raises(TaskFailed, match="was killed"):
+        await world("create", world.context(takeover=1), **sh("exit 7"))
 
 
 async def test_a_service_is_started_once_and_kept(world: World) -> None:

@@ -163,6 +163,7 @@ async def test_how_a_stop_ends(why: Stop, reconcile: Callable[..., Any], status:
     invocation.stop(Stop.DRAIN)
     result = await running
     assert (result.status if result else None) == status and invocation.stopping is why
+    assert invocation.context.abandoned is (why is Stop.STALE)
 
 
 @pytest.mark.looptime

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from conveyor_runtime.errors import BusUnavailable
-from conveyor_runtime.reconcile.lease import BUS_ADDRESS, SELF_FENCE, Lease
-from conveyor_runtime.store import MemoryStore, State, Write
+from conveyor_runtime.reconcile.lease import BUS_ADDRESS, SELF_FENCE, Lease, LeaseLostError
+from conveyor_runtime.store import MemoryStore, Put, State, Write, keys
 
 
 async def test_a_bus_that_stays_away_is_named_once(
@@ -38,6 +38,23 @@ async def test_a_bus_that_stays_away_is_named_once(
     said = [it.getMessage() for it in caplog.records if "ready file" in it.getMessage()]
     assert len(said) == 1
     assert "nats://h:4222 has not answered for 30 s" in said[0]
+
+
+async def test_from_when_on_what_it_began_may_be_anothers() -> None:
+    """Rule 12: there must be time to end it before others, who wait for 45 s, go on with it."""
+    now = 100.0
+    lease = Lease(State(MemoryStore()), "d", (), 1, lambda: now)
+    await lease.renew()
+    now += 35
+    assert not lease.held() and not lease.abandoned()
+    now += 0.1
+    assert lease.abandoned()
+    await lease.renew()
+    assert lease.held() and not lease.abandoned()
+    await lease._state.commit(Put(keys.instance(lease.id), None))
+    with pytest.raises(LeaseLostError):
+        await lease.renew()
+    assert lease.abandoned(), "somebody has declared it dead"
 
 
 @pytest.mark.looptime
