@@ -6,7 +6,15 @@ what it makes with them. Foreign exceptions (Docker's, the operating system's) a
 """
 
 from conveyor_runtime.orchestra.base import Backend, Container, Prepared, Progress, Volume
-from conveyor_runtime.orchestra.capabilities import Freezable, Measured, Sandbox, Sandboxes, VolumeCopy, sandboxes_of
+from conveyor_runtime.orchestra.capabilities import (
+    Freezable,
+    KeepsWarm,
+    Measured,
+    Sandbox,
+    Sandboxes,
+    VolumeCopy,
+    sandboxes_of,
+)
 from conveyor_runtime.orchestra.janitor import reap
 from conveyor_runtime.orchestra.names import check_task_id, namespace, run_of
 from conveyor_runtime.orchestra.registry import BackendSettings, Orchestra
@@ -45,6 +53,7 @@ __all__ = [
     "ExitStatus",
     "Freezable",
     "HostMount",
+    "KeepsWarm",
     "Limits",
     "Measured",
     "Mount",
