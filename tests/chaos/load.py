@@ -173,7 +173,8 @@ class Load:
                 op = Op(time.monotonic(), type_, name, verb)
                 await self._ask(op, client.cancel_run(last_run) if verb == "cancel" else client.rerun(last_run))
             with suppress(TimeoutError):
-                async with asyncio.timeout(rng.uniform(0.1, 2.5)):
+                # Slower where a run must come to its second step before it is superseded.
+                async with asyncio.timeout(rng.uniform(0.1, 2.5) * (3 if name in self._foreign else 1)):
                     await self.stopping.wait()
 
     async def _repeat(self, type_: str, name: str, client: Client) -> None:

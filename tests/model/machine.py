@@ -144,9 +144,9 @@ class Machine(RuleBasedStateMachine):
             process.drain()
         self.world.check()
 
-    @rule(times=st.sampled_from([1, 2, 6]))
-    def doom(self, times: int) -> None:
-        """Whoever takes a certain step dies of it, so many times."""
+    @rule(times=st.sampled_from([1, 2, 6]), dies=st.booleans())
+    def doom(self, times: int, dies: bool) -> None:
+        """Whoever takes a certain step dies of it, or fails at it, so many times."""
         numbers = None
         for _ in range(30):
             self.world.bring_up()
@@ -154,7 +154,10 @@ class Machine(RuleBasedStateMachine):
             jobs = [job for job in self.world.jobs() if numbers is None or job.numbers[:2] == numbers[:2]]
             if jobs:
                 numbers = jobs[0].numbers
-                self.world.kill(jobs[0].worker)
+                if dies:
+                    self.world.kill(jobs[0].worker)
+                else:
+                    jobs[0].end("again")
                 times -= 1
             if numbers is None or not times:
                 return
