@@ -90,7 +90,7 @@ class HighWater:
 
     async def take(self, bus: Bus, state: State) -> None:
         """Read the present mark from the bus and keep it. Raises OSError, BusError."""
-        sequences = await _sequences(bus)
+        sequences = {**self.sequences, **await _sequences(bus)}
         meta = await state.meta()
         if meta is None or (meta.epoch, sequences, ()) == (self.epoch, self.sequences, tuple(self.damage)):
             return
@@ -153,11 +153,10 @@ def _shorter(sequences: Mapping[str, int], mark: HighWater) -> list[str]:
 
 
 async def _sequences(bus: Bus) -> dict[str, int]:
-    sequences = {}
-    for name in STREAMS:
-        info = await stream_info(bus, name)
-        sequences[name] = int(info["state"]["last_seq"]) if info is not None else 0
-    return sequences
+    """The last of each stream. One that is missing is not among them: `bus.guard` sees to it, and if it is made anew
+    from its beginning, it ends too early then."""
+    infos = {name: await stream_info(bus, name) for name in STREAMS}
+    return {name: int(info["state"]["last_seq"]) for name, info in infos.items() if info is not None}
 
 
 async def _lost(bus: Bus, name: str) -> int:

@@ -161,12 +161,12 @@ async def test_a_loss_while_it_is_served_is_said_and_kept(
         while HighWater.read(data / MARKS, EMBEDDED).sequences.get(LOGS) != 3:
             await asyncio.sleep(0.01)
         await bus.api(f"STREAM.DELETE.{LOGS}")
-        while not HighWater.read(data / MARKS, EMBEDDED).damage:
-            await asyncio.sleep(0.01)
-        assert f"the store has lost what was acknowledged: {lost}" in caplog.text
         while await stream_info(bus, LOGS) is None:
             with suppress(BusError):  # it is still clearing away the files of the one before
                 await ensure_streams(bus)
+        while not HighWater.read(data / MARKS, EMBEDDED).damage:
+            await asyncio.sleep(0.01)
+        assert f"the store has lost what was acknowledged: {lost}" in caplog.text
         for _ in range(4):
             await bus.publish("logs.r", b"line")
     await bus.close()
@@ -204,3 +204,26 @@ async def test_a_deleted_key_is_no_damage(data: Path, start_server: StartServer)
     await bus.close()
     await server.stop()
     assert await served(data, start_server)
+
+
+@pytest.mark.parametrize("first", [1, 1000], ids=["from its beginning", "behind its end"])
+async def test_a_removed_stream_is_damage_unless_its_sequences_go_on(
+    data: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """While it is missing, nothing is said: somebody may be about to make it again."""
+    monkeypatch.setattr("conveyor_runtime.store.integrity.PERIOD", 0.05)
+    server = await start_server(data_dir=data / "nats")
+    bus = await Bus.connect(server.url, name="test")
+    await ensure_streams(bus)
+    async with state_on(bus) as state, sound_store(bus, state, BusSettings(data_dir=data)):
+        await bus.publish("logs.run", b"line")
+        while HighWater.read(data / MARKS, EMBEDDED).sequences.get(LOGS) != 1:
+            await asyncio.sleep(0.02)
+        await bus.api(f"STREAM.DELETE.{LOGS}")
+        await asyncio.sleep(0.3)
+        mark = HighWater.read(data / MARKS, EMBEDDED)
+        assert (mark.sequences[LOGS], mark.damage) == (1, [])
+        await bus.api(f"STREAM.CREATE.{LOGS}", {"name": LOGS, **STREAMS[LOGS], "first_seq": first})
+        await asyncio.sleep(0.3)
+        assert bool(HighWater.read(data / MARKS, EMBEDDED).damage) is (first == 1)
+    await bus.close()
