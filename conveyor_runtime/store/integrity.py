@@ -90,7 +90,10 @@ class HighWater:
 
     async def take(self, bus: Bus, state: State) -> None:
         """Read the present mark from the bus and keep it. Raises OSError, BusError."""
-        sequences = {**self.sequences, **await _sequences(bus)}
+        await self._take(await _sequences(bus), state)
+
+    async def _take(self, found: Mapping[str, int], state: State) -> None:
+        sequences = {**self.sequences, **found}
         meta = await state.meta()
         if meta is None or (meta.epoch, sequences, ()) == (self.epoch, self.sequences, tuple(self.damage)):
             return
@@ -102,11 +105,12 @@ class HighWater:
         start of its own, and keep that for our next one."""
         while not self.damage:
             with suppress(OSError, InfrastructureError):
-                if shorter := _shorter(await _sequences(bus), self):
+                sequences = await _sequences(bus)
+                if shorter := _shorter(sequences, self):
                     log.error("the store has lost what was acknowledged: %s; restore a backup", "; ".join(shorter))
                     await self.note(shorter)
                 else:
-                    await self.take(bus, state)
+                    await self._take(sequences, state)  # these, and none that nobody has compared
             await asyncio.sleep(PERIOD)
 
     async def note(self, damage: Sequence[str]) -> None:
