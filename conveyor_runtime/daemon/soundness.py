@@ -56,7 +56,7 @@ async def sound_store(bus: Bus, state: State, settings: BusSettings) -> AsyncIte
         with suppress(OSError, InfrastructureError):
             async with asyncio.timeout(2):
                 if not mark.damage:
-                    await mark.take(bus, state)
+                    await mark.move_on(bus, state)
 
 
 async def new_epoch(state: State, backup_at: datetime | None = None) -> None:

@@ -101,17 +101,21 @@ class HighWater:
         await asyncio.to_thread(self.write)
 
     async def keep(self, bus: Bus, state: State) -> None:
-        """Keep it current for ever, as well as the disk and the bus allow; say it if the server lost something, at a
-        start of its own, and keep that for our next one."""
+        """Keep it current for ever, as well as the disk and the bus allow."""
         while not self.damage:
             with suppress(OSError, InfrastructureError):
-                sequences = await _sequences(bus)
-                if shorter := _shorter(sequences, self):
-                    log.error("the store has lost what was acknowledged: %s; restore a backup", "; ".join(shorter))
-                    await self.note(shorter)
-                else:
-                    await self._take(sequences, state)  # these, and none that nobody has compared
+                await self.move_on(bus, state)
             await asyncio.sleep(PERIOD)
+
+    async def move_on(self, bus: Bus, state: State) -> None:
+        """Keep the present mark; or say it if the server lost something, at a start of its own, and keep that for our
+        next one. Raises OSError, BusError."""
+        sequences = await _sequences(bus)
+        if shorter := _shorter(sequences, self):
+            log.error("the store has lost what was acknowledged: %s; restore a backup", "; ".join(shorter))
+            await self.note(shorter)
+        else:
+            await self._take(sequences, state)  # these, and none that nobody has compared
 
     async def note(self, damage: Sequence[str]) -> None:
         """Keep what was found, until it is accepted."""

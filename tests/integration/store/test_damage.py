@@ -227,3 +227,22 @@ async def test_a_removed_stream_is_damage_unless_its_sequences_go_on(
         await asyncio.sleep(0.3)
         assert bool(HighWater.read(data / MARKS, EMBEDDED).damage) is (first == 1)
     await bus.close()
+
+
+async def test_a_control_plane_that_ends_over_a_loss_keeps_it(data: Path, start_server: StartServer) -> None:
+    """Before it has come to look by itself."""
+    server = await start_server(data_dir=data / "nats")
+    bus = await Bus.connect(server.url, name="test")
+    await ensure_streams(bus)
+    async with state_on(bus) as state, sound_store(bus, state, BusSettings(data_dir=data)):
+        await bus.publish("pipelines.driver.result", b"result")
+    async with state_on(bus) as state, sound_store(bus, state, BusSettings(data_dir=data)):
+        await asyncio.sleep(0.5)  # its first look
+        await bus.api(f"STREAM.DELETE.{RESULTS}")
+        while await stream_info(bus, RESULTS) is None:
+            with suppress(BusError):
+                await ensure_streams(bus)
+    await bus.close()
+    await server.stop()
+    with pytest.raises(ConfigError, match="stream cv-results ends at sequence 0"):
+        await served(data, start_server)
