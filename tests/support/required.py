@@ -21,6 +21,12 @@ def _docker() -> bool:
     return docker_answers() and shutil.which("busybox") is not None
 
 
+def _mount() -> bool:
+    from tests.support.disk import can_mount  # it asks here what is required
+
+    return can_mount()
+
+
 def _program(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name) is not None
 
@@ -30,6 +36,7 @@ PARTS: Mapping[str, Callable[[], bool]] = {
     "docker": _docker,
     "go": _program("go"),
     "qemu": _program(f"qemu-system-{platform.machine()}"),
+    "mount": _mount,
 }
 
 

@@ -53,15 +53,15 @@ def test_a_word_nobody_knows_is_refused(poor: Path) -> None:
     for command in (("-m", "tests.support.environment", "sh", "-c", "echo ran"), ("-m", "pytest", "--collect-only")):
         done = run(*command, "tests/unit/test_environment.py", path=poor, CONVEYOR_REQUIRE="docker,dokcer")
         assert done.returncode not in (0, 1), done.stdout
-        assert "CONVEYOR_REQUIRE names dokcer; it knows docker, go, qemu" in done.stderr
+        assert "CONVEYOR_REQUIRE names dokcer; it knows docker, go, qemu, mount" in done.stderr
         assert "ran" not in done.stdout
 
 
 def test_a_part_that_is_missing_fails_the_run(poor: Path) -> None:
     (poor / "go").symlink_to(poor / "git")
-    done = run("-m", "pytest", "--collect-only", __file__, path=poor, CONVEYOR_REQUIRE=" Docker, go,qemu,")
+    done = run("-m", "pytest", "--collect-only", __file__, path=poor, CONVEYOR_REQUIRE=" Docker, go,qemu,mount,")
     assert done.returncode not in (0, 1), done.stdout
-    assert "CONVEYOR_REQUIRE names what is missing here: docker, qemu\n" in done.stderr
+    assert "CONVEYOR_REQUIRE names what is missing here: docker, qemu, mount\n" in done.stderr
     assert run("-m", "pytest", "--collect-only", __file__, path=poor, CONVEYOR_REQUIRE="go").returncode == 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from conveyor_runtime.bus import Bus, Committer, EmbeddedServer, Message
 from conveyor_runtime.bus.streams import STATE, ensure_streams, last_by_subject
 from conveyor_runtime.errors import BusError
 from tests.conftest import StartServer
+from tests.support.disk import fill, small_disk
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -21,14 +21,8 @@ pytestmark = pytest.mark.timeout(90)
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 48 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "small", "48m") as folder:
+        yield folder
 
 
 async def written_until_full(committer: Committer) -> list[str]:
@@ -52,10 +46,7 @@ async def test_it_writes_again_once_there_is_room(small: Path, start_server: Sta
     bus = await Bus.connect(server.url, name="test")
     await ensure_streams(bus)
     committer = Committer(bus, STATE)
-    ballast = small / "ballast"
-    stat = os.statvfs(small)
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize - (1 << 20))
+    ballast = fill(small, 1 << 20)
     stored = await written_until_full(committer)
     assert stored
     async with asyncio.timeout(5):
