@@ -3,6 +3,7 @@ goes on where it was."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from conveyor_runtime.orchestra.native import NativeBackend
+from conveyor_runtime.orchestra.qemu import QemuBackend
 from tests.acceptance.world import Process, World, eventually
 from tests.support.qemu import guest_image, qemu_processes
 
@@ -31,10 +34,26 @@ def world(tmp_path: Path, docker_engine: Any, guest_image: Path) -> Iterator[Wor
     world = World(tmp_path, backend="docker,native,qemu")
     yield world
     world.close()
-    for run_id in world.runs:  # what a failed test has left
-        for it in docker_engine.containers(all=True, filters={"label": [f"conveyor.run={run_id}"]}):
-            docker_engine.remove_container(it["Id"], force=True, v=True)
+    asyncio.run(clear(world, docker_engine, guest_image))
     world.check_ended()
+
+
+async def clear(world: World, engine: Any, images: Path) -> None:
+    """End what a failed test has left, in whatever state the runtime is."""
+    qemu_root = world.native_root.with_name(f"{world.native_root.name}-qemu")
+    for backend, root in (
+        (NativeBackend(world.native_root), world.native_root),
+        (QemuBackend(qemu_root, images), qemu_root),
+    ):
+        for home in root.glob("cv-*"):
+            await backend.close_namespace(home.name, grace=0)
+        await backend.close()
+    for it in engine.containers(all=True, filters={"label": ["conveyor.run"]}):
+        if it["Labels"]["conveyor.run"] in world.runs:
+            engine.remove_container(it["Id"], force=True, v=True)
+    for it in engine.volumes(filters={"label": ["conveyor.run"]})["Volumes"] or []:
+        if it["Labels"]["conveyor.run"] in world.runs:
+            engine.remove_volume(it["Name"], force=True)
 
 
 class Places:
@@ -78,7 +97,9 @@ def begin(world: World, name: str, resource: str, **spec: Any) -> str:
     """Apply a resource; its run."""
     answer = world.request("POST", "/resources/", {"name": name, "resource": resource, "spec": spec})
     assert answer.is_success, answer.text
-    return str(answer.json()["runid"])
+    run_id = str(answer.json()["runid"])
+    world.runs.add(run_id)
+    return run_id
 
 
 def stop_drivers(up: Process) -> list[int]:
