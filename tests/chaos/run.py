@@ -16,6 +16,7 @@ from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.client import Client, ClientError
 from tests.chaos import evidence
 from tests.chaos.checks import CHECKS
+from tests.chaos.enough import enough_happened
 from tests.chaos.faults import Faults, cancelled
 from tests.chaos.fleet import FOREIGN, Fleet
 from tests.chaos.load import BUILD_PIPELINE, FOREIGN_PIPELINE, PIPELINE, Load
@@ -76,7 +77,7 @@ class Chaos:
             await asyncio.gather(*(it.proxy.close() for it in self.fleet.members if it.proxy is not None))
         found.left += [f"{name} ended with {code} on SIGTERM" for name, code in codes.items() if code != 0]
         found.left += evidence.processes_left(self.fleet, set(found.runs))
-        return self._judge([check(found) for check in CHECKS])
+        return self._judge([*(check(found) for check in CHECKS), enough_happened(found, settings.seconds)])
 
     def _judge(self, verdicts: list[Verdict]) -> bool:
         for verdict in verdicts:
