@@ -20,12 +20,13 @@ from conveyor_runtime.orchestra.native.proc import Target, start_of, sweep
 __all__ = ["Job", "Kept"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 60.0  # seconds before a restart, doubled each time
+_AGAIN = 1.0  # seconds until an end that could not be written is written again
 _STEADY = 10.0  # seconds a command must have run for its pauses to begin anew
 
 
 @dataclass
 class Job:
-    """One container. Times are of `time.time`, in seconds; `home` is its directory."""
+    """One container. Times are in seconds; `home` is its directory."""
 
     home: str
     argv: list[str]
@@ -48,14 +49,15 @@ class Kept:
         self.pid = 0
         self.finished = False
         self.due: tuple[float, Callable[[], None]] | None = None
-        """What comes next, and when: the restart, the timeout, its SIGKILL."""
+        """What comes next, and when by `time.monotonic`: the restart, the timeout, its SIGKILL, its end written again."""
         self._job = job
         self._lock = lock
         self._restarts = 0
         self._pause = _FIRST_PAUSE
-        self._created = time.time()
-        self._started = self._created
+        self._created = self._started = time.monotonic()
+        self._started_at = time.time()
         self._code = 0
+        self._end: dict[str, Any] | None = None
 
     @property
     def is_doomed(self) -> bool:
@@ -65,7 +67,7 @@ class Kept:
     def start(self) -> None:
         """Start its command."""
         job = self._job
-        self._started = time.time()
+        self._started, self._started_at = time.monotonic(), time.time()
         with contextlib.ExitStack() as stack:
             try:
                 stdin = stack.enter_context(open(job.stdin or os.devnull, "rb"))
@@ -89,17 +91,18 @@ class Kept:
                     start_new_session=True,
                     preexec_fn=(lambda: _confine(job, groups)) if job.rlimits or groups else None,  # noqa: PLW1509
                 )
-            except (OSError, subprocess.SubprocessError) as error:
-                err.write(f"conveyor: cannot run {job.argv[0]}: {error}\n".encode())
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                with contextlib.suppress(OSError):  # a full disk
+                    os.write(err.fileno(), f"conveyor: cannot run {job.argv[0]}: {error}\n".encode(errors="replace"))
                 self._code = 127 if isinstance(error, FileNotFoundError) else 126
                 self._end_of_command()
                 return
         child.returncode = 0  # it is not the one who waits for the child
         self.pid = child.pid
-        found = {"pid": child.pid, "start": start_of(child.pid), "at": self._started, "mark": job.mark}
+        found = {"pid": child.pid, "start": start_of(child.pid), "at": self._started_at, "mark": job.mark}
         keeper = {"keeper": os.getpid(), "keeper_start": start_of(os.getpid())}
         if not _write(self.home / "pid", {**found, **keeper, "restarts": self._restarts}):
-            self.sweep(signal.SIGKILL)  # removed meanwhile
+            self.sweep(signal.SIGKILL)  # removed meanwhile; or the disk is full, and what nobody knows of must not run
         if job.timeout is not None:
             self.due = (self._created + job.timeout, self._time_is_over)
 
@@ -115,11 +118,15 @@ class Kept:
         return sweep([Target(self._job.mark.encode(), self.pid, -1, groups)], number)
 
     def finish(self) -> None:
-        """It is over: say how it ended."""
+        """It is over: say how it ended. On a full disk that is tried again until there is room."""
+        if self._end is None:
+            verdict, oom = _verdict(self.home), cgroups.oom_kills(self.home) > 0
+            found = {"code": self._code, "restarts": self._restarts, "started": self._started_at, "verdict": verdict}
+            self._end = {**found, "oom": oom, "finished": time.time()}
+        if not _write(self.home / "exit", self._end) and self.home.exists():
+            self.due = (time.monotonic() + _AGAIN, self.finish)
+            return
         self.finished = True
-        verdict, oom = _verdict(self.home), cgroups.oom_kills(self.home) > 0
-        found = {"code": self._code, "restarts": self._restarts, "started": self._started, "verdict": verdict}
-        _write(self.home / "exit", {**found, "oom": oom, "finished": time.time()})
         os.close(self._lock)
 
     def _end_of_command(self) -> None:
@@ -132,9 +139,9 @@ class Kept:
         if not again or self.is_doomed or not self.home.exists():
             self.finish()
             return
-        if time.time() - self._started > _STEADY:
+        if time.monotonic() - self._started > _STEADY:
             self._pause = _FIRST_PAUSE
-        restart_at = time.time() + self._pause
+        restart_at = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         over_at = self._created + job.timeout if job.timeout is not None else None
         if over_at is not None and over_at < restart_at:
@@ -154,11 +161,11 @@ class Kept:
             return
         cgroups.thaw(self.home)
         self.sweep(signal.SIGTERM)
-        self.due = (time.time() + self._job.grace, self._kill)
+        self.due = (time.monotonic() + self._job.grace, self._kill)
 
     def _kill(self) -> None:
         self.sweep(signal.SIGKILL)
-        self.due = (time.time() + 0.2, self._kill)  # what is killed may just have forked
+        self.due = (time.monotonic() + 0.2, self._kill)  # what is killed may just have forked
 
 
 def _confine(job: Job, groups: Sequence[str]) -> None:
@@ -174,7 +181,7 @@ def _verdict(home: Path) -> str:
 
 
 def _write(file: Path, found: dict[str, Any]) -> bool:
-    """Whole or not at all; False if its directory is gone."""
+    """Whole or not at all; False if its directory is gone or the disk full."""
     draft = file.with_name(f".{file.name}")
     try:
         draft.write_text(json.dumps(found))

@@ -56,7 +56,7 @@ class Keeper:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake, 4096)
             self._reap()
-            now = time.time()
+            now = time.monotonic()
             for kept in list(self._kept):
                 if kept.pid == 0 and kept.is_doomed:  # stopped while it waited to be started again
                     kept.finish()
@@ -67,7 +67,7 @@ class Keeper:
 
     def _patience(self) -> float | None:
         due = [kept.due[0] for kept in self._kept if kept.due is not None]
-        return max(0.0, min(due) - time.time()) if due else None
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _listen(self) -> None:
         assert self._control is not None

@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from conveyor_runtime.orchestra import Owner, RestartPolicy, Task
 from conveyor_runtime.orchestra.native import NativeBackend
+from tests.support.disk import small_disk
 
 OWNER = Owner("inst", "run", "start", 1, 0)
 NS = "cv-inst-keeper"  # nobody else's: a test that closes it would end these containers, too
@@ -130,3 +132,34 @@ async def test_signals_are_for_commands_and_not_ignored_by_them(tmp_path: Path, 
     assert (await container.wait()).status == "killed"
     assert (await backend.run(NS, Task("other", command=("true",)), OWNER)).id
     await backend.close()
+
+
+async def test_an_end_that_finds_the_disk_full_is_told_once_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "8m") as root:
+        backend = NativeBackend(root)
+        script = "head -c 100000000 /dev/zero > big 2> /dev/null; exit 7"
+        container = await backend.run(NS, Task("task", command=("sh", "-c", script)), OWNER)
+        waiting = asyncio.create_task(container.wait())
+        [big] = await until_some(lambda: list(root.glob(f"{NS}/task/workspace/big")))
+        await asyncio.sleep(1.5)
+        assert not waiting.done(), "or this proves nothing"
+        big.unlink()
+        status = await asyncio.wait_for(waiting, 10)
+        assert (status.status, status.exit_code) == ("error", 7)
+        await backend.close()
+
+
+async def test_a_command_that_cannot_be_written_down_ends_only_itself(tmp_path: Path) -> None:
+    backend = NativeBackend(tmp_path)
+    other = await backend.run(NS, Task("other", command=("sh", "-c", "sleep 1; exit 3")), OWNER)
+    poison = await backend.run(NS, Task("poison", command=("sh", "-c", "echo \ud800")), OWNER)
+    assert (await poison.wait()).exit_code == 126
+    assert (await other.wait()).exit_code == 3
+    await backend.close()
+
+
+async def until_some(look: Callable[[], list[Path]]) -> list[Path]:
+    async with asyncio.timeout(10):
+        while not (found := look()):
+            await asyncio.sleep(0.02)
+    return found
