@@ -49,7 +49,7 @@ class Kept:
         self.pid = 0
         self.finished = False
         self.due: tuple[float, Callable[[], None]] | None = None
-        """What comes next, and when by `time.monotonic`: the restart, the timeout, its SIGKILL, its end written again."""
+        """What comes next, and when by `time.monotonic`: a restart, the timeout, SIGKILL, its end written again."""
         self._job = job
         self._lock = lock
         self._restarts = 0
