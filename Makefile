@@ -1,7 +1,8 @@
 # Conveyor Runtime. `make` alone lists the targets.
 
 PYTHON ?= python3
-JOBS ?= 2
+# Twice the processors: most tests wait for processes of their own.
+JOBS ?= $(shell echo $$((2 * $$(nproc))))
 PYTEST_ARGS ?=
 BENCH ?= *
 
@@ -31,7 +32,7 @@ help: ## list the targets
 	@echo 'make demo is the product in one minute, make test the proof. All targets:'
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 	@echo
-	@echo 'Variables: PYTHON=python3.12  PYTEST_ARGS="-k name -x"  JOBS=2 (test workers)  BENCH=name'
+	@echo 'Variables: PYTHON=python3.12  PYTEST_ARGS="-k name -x"  JOBS=4 (test workers)  BENCH=name'
 	@echo '           CONVEYOR_REQUIRE=docker (a missing Docker engine fails the tests instead of skipping some)'
 
 .PHONY: setup
@@ -43,7 +44,7 @@ demo: .venv/.ready ## clone and build a real git repository through the four dri
 
 .PHONY: test
 test: .venv/.ready ## run the tests; installs what they need and starts a private Docker engine if none answers
-	@exec $(PY) -m tests.support.environment $(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	@exec $(PY) -m tests.support.environment $(PY) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: .venv/.ready ## ruff, its formatter, mypy --strict and the import layers; runs them all, fails if one does

@@ -1,7 +1,7 @@
 """Drivers built on Conveyor's own SDK: known by their consumer, they ack before they work and send no heartbeat.
 
 They are handed a step at most once per attempt, and only while their consumer is there to keep it. Whether they have
-taken it is told by their consumer, which has been past it. From then on the step waits for a result or its timeout.
+taken it is told by their consumer: it was acknowledged. From then on the step waits for a result or its timeout.
 """
 
 from __future__ import annotations
@@ -148,9 +148,10 @@ class ForeignSteps:
         return message is not None and message.seq == sequence
 
     async def _was_taken(self, step: PlannedStep, sequence: int) -> bool:
-        """Whether the driver's consumer has been past this sequence. One without its consumer took nothing of late."""
+        """Whether the driver has acknowledged this sequence, in the order of which it does. What it was handed before
+        that may lie in its buffer for long. One without its consumer took nothing of late."""
         info = await consumer_info(self._bus, MESSAGES, step.driver)
-        return info is not None and int(info["delivered"]["stream_seq"]) >= sequence
+        return info is not None and int(info["ack_floor"]["stream_seq"]) >= sequence
 
     async def _update(
         self, run: RunRecord, step: PlannedStep, state: StepState, update: dict[str, object]

@@ -167,7 +167,7 @@ def test_the_same_file_again_makes_no_run(world: World, repository: str) -> None
     watched = world.run("run", "-f", file, "--watch")
     assert watched.returncode == 0
     assert "[build] once" in watched.stdout
-    resource["spec"]["rebuild"] = 2
+    resource["spec"]["timeout"] = 900
     world.file("once.json", resource)
     assert world.run("run", "-f", file, "--watch").returncode == 0
     assert [it["event"] for it in world.json("get", "runs", "--name", "once")] == ["update", "create"]

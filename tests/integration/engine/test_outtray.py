@@ -6,9 +6,11 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from nats.aio.msg import Msg
 
+from conveyor_runtime.bus import wire
 from conveyor_runtime.bus.messages import delete_message
-from conveyor_runtime.bus.streams import MESSAGES, stream_info
+from conveyor_runtime.bus.streams import MESSAGES, consumer_info, stream_info
 from conveyor_runtime.engine import foreign as foreign_module
 from conveyor_runtime.engine import outtray
 from conveyor_runtime.models import DriverResult
@@ -148,3 +150,34 @@ async def test_a_foreign_dispatch_that_waits_is_found_again_long_after_it_was_is
     assert await cluster.dispatches_waiting() == 1
     sdk.start()
     assert (await cluster.ended(run_id)).status == "Succeeded"
+
+
+async def test_a_foreign_driver_may_hold_what_it_has_not_acknowledged(cluster: Cluster, foreign: Foreign) -> None:
+    """Rule 17: its client fetches ahead; the time of a step begins when the driver takes it out of that buffer."""
+    sdk = await foreign("afar")
+    info = await consumer_info(cluster.bus, MESSAGES, "afar")
+    assert info is not None
+    body = {"stream_name": MESSAGES, "config": {**info["config"], "max_ack_pending": 10}, "action": "update"}
+    await cluster.bus.api(f"CONSUMER.CREATE.{MESSAGES}.afar", body)
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "afar")
+    runs = [(await cluster.post("thing", name, "p")).run_id for name in ("one", "two")]
+    for run_id in runs:
+        await noted(cluster, run_id, "afar")
+    inbox, fetched = sdk.bus.new_inbox(), asyncio.Queue[Msg]()
+    unsubscribe = await sdk.bus.subscribe_core(inbox, fetched.put_nowait)
+    request = f"$JS.API.CONSUMER.MSG.NEXT.{MESSAGES}.afar"
+    sdk.bus.send(wire.assemble(request, b"", b'{"batch":2,"expires":20000000000}', inbox))
+    first, _ = [await asyncio.wait_for(fetched.get(), 5) for _ in runs]
+
+    def begun(run_id: str) -> bool:
+        found = cluster.state.view.run(run_id)
+        return found is not None and found.record.steps["afar"].due is not None
+
+    await asyncio.sleep(0.3)  # several looks
+    assert not any(map(begun, runs))
+    await sdk.bus.request(first.reply, b"+ACK")
+    await cluster.until(lambda: any(map(begun, runs)))
+    await asyncio.sleep(0.3)
+    assert sum(map(begun, runs)) == 1
+    await unsubscribe()

@@ -36,9 +36,6 @@ async def test_start_refuses_what_it_cannot_have(run: Run) -> None:
             await run.step("container-start", image=None)
         with pytest.raises(TerminalError, match="never"):
             await run.step("container-start", image="conveyor-test/none:1", pull="never")
-    else:
-        with pytest.raises(TerminalError, match="limit"):
-            await run.step("container-start", limits={"memory": "1Gi"})
 
 
 async def test_build_says_what_it_does_as_it_does_it(started: Run) -> None:
