@@ -34,6 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"CONVEYOR_REQUIRE names what is missing here: {', '.join(lacking)}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest begins first: last of all, it would keep one worker busy and the others waiting."""
+
+    def patience(item: pytest.Item) -> float:
+        timeout = item.get_closest_marker("timeout")
+        return float(timeout.args[0]) if timeout is not None else 0.0
+
+    items.sort(key=patience, reverse=True)
+
+
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """One server for the session. It lives in a loop of its own: those of the tests come and go."""
