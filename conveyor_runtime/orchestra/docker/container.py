@@ -153,6 +153,7 @@ class DockerContainer:
         code = int(state["ExitCode"])
         # One that could not be started has no time of its end.
         finished = _time(state["FinishedAt"]) if state["FinishedAt"][:4] > "0001" else started
+        started = min(started, finished)  # the engine notes the start when it is done with it, and that may be later
         ended = execs.status_of(code, started, oom=await self._ran_out_of_memory(attributes, started))
         status, reason = ended.status, ended.reason
         if await self._is_cancelled():
