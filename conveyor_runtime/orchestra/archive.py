@@ -16,10 +16,22 @@ from typing import IO
 
 from conveyor_runtime.errors import TerminalError
 
-__all__ = ["check_members", "check_path", "members", "packed", "spooled_archive", "tar_stream"]
+__all__ = ["CLEAR", "check_members", "check_path", "members", "packed", "spooled_archive", "tar_stream"]
 
 _CHUNK = 1024 * 1024
 _BLOCK = tarfile.BLOCKSIZE
+
+#: A shell script for a sandbox whose files only its own processes reach: it makes room for an archive.
+CLEAR = r"""
+# $1 workspace, $2 directory in it, which is made, or emptied. Refuses one that a link leads out of the workspace.
+cd "$1" || exit 1
+if [ -L "./$2" ] || [ ! -d "./$2" ]; then rm -f "./$2"; fi
+cv_root=$(pwd -P) && mkdir -p "./$2" && cd "./$2" && cv_here=$(pwd -P) || exit 1
+case $cv_here/ in "$cv_root"/*) ;; *) echo "$2 leads out of the workspace" >&2; exit 1;; esac
+for cv_entry in * .[!.]* ..?*; do
+  if [ -e "$cv_entry" ] || [ -L "$cv_entry" ]; then rm -rf "./$cv_entry" || exit 1; fi
+done
+"""
 
 
 def members(source: Path) -> list[tuple[Path, tarfile.TarInfo]]:

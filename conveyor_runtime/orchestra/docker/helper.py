@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, TerminalError
+from conveyor_runtime.orchestra.archive import CLEAR
 from conveyor_runtime.orchestra.docker import scripts
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, translate
 from conveyor_runtime.orchestra.docker.spec import EXECS
@@ -74,7 +75,7 @@ class Helper:
 
     async def clear(self, workspace: str, relative: str) -> None:
         """Make a directory of the workspace, or empty it."""
-        await self._run(scripts.CLEAR, [workspace, relative], "0")
+        await self._run(CLEAR, [workspace, relative], "0")
 
     async def own(self, user: str, path: str) -> None:
         """Give `user` the tree at `path`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLEAR", "LIST", "OWN", "SWEEP"]
+__all__ = ["LIST", "OWN", "SWEEP"]
 
 SWEEP = r"""
 # $1 signal (0 = none), $2 directory of records, then the nonces of execs; without any: all execs.
@@ -80,17 +80,6 @@ for cv_file in "$1"/*; do
   echo "${cv_file##*/} $cv_note"
 done
 exit 0
-"""
-
-CLEAR = r"""
-# $1 workspace, $2 directory in it, which is made, or emptied. Refuses one that a link leads out of the workspace.
-cd "$1" || exit 1
-if [ -L "./$2" ] || [ ! -d "./$2" ]; then rm -f "./$2"; fi
-cv_root=$(pwd -P) && mkdir -p "./$2" && cd "./$2" && cv_here=$(pwd -P) || exit 1
-case $cv_here/ in "$cv_root"/*) ;; *) echo "$2 leads out of the workspace" >&2; exit 1;; esac
-for cv_entry in * .[!.]* ..?*; do
-  if [ -e "$cv_entry" ] || [ -L "$cv_entry" ]; then rm -rf "./$cv_entry" || exit 1; fi
-done
 """
 
 OWN = r"""

@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLEAR", "PACK", "UNPACK", "WAYS"]
-
-CLEAR = r"""
-# $1 workspace, $2 directory in it, which is made, or emptied. Refuses one that a link leads out of the workspace.
-cd "$1" || exit 1
-if [ -L "./$2" ] || [ ! -d "./$2" ]; then rm -f "./$2"; fi
-cv_root=$(pwd -P) && mkdir -p "./$2" && cd "./$2" && cv_here=$(pwd -P) || exit 1
-case $cv_here/ in "$cv_root"/*) ;; *) echo "$2 leads out of the workspace" >&2; exit 1;; esac
-for cv_entry in * .[!.]* ..?*; do
-  if [ -e "$cv_entry" ] || [ -L "$cv_entry" ]; then rm -rf "./$cv_entry" || exit 1; fi
-done
-"""
+__all__ = ["PACK", "UNPACK", "WAYS"]
 
 UNPACK = r"""
 # $1 archive, $2 directory, $3 user: unpacks it there.

@@ -10,7 +10,7 @@ from pathlib import Path
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.archive import tar_stream
+from conveyor_runtime.orchestra.archive import CLEAR, tar_stream
 from conveyor_runtime.orchestra.qemu import file_scripts, scripts
 from conveyor_runtime.orchestra.qemu.guest import ScriptFailed
 from conveyor_runtime.orchestra.qemu.jobs import Job
@@ -135,7 +135,7 @@ class QemuSandbox:
     async def _unpack(self, archive: str, relative: str, path: str) -> None:
         guest = self._vm.guest
         try:
-            await guest.inside(self._task_id, file_scripts.CLEAR, self.workspace, relative, timeout=_COPY)
+            await guest.inside(self._task_id, CLEAR, self.workspace, relative, timeout=_COPY)
         except ScriptFailed as error:
             raise TerminalError(str(error)) from error
         await guest.inside(self._task_id, file_scripts.UNPACK, archive, path, self._meta.user, timeout=_COPY)
