@@ -80,10 +80,11 @@ class Bus(Channel):
             ack = wire.decode_ack(msg)
             if not ack.error:
                 return wire.Receipt(ack.seq, ack.duplicate)
-            pause = backoff.next()
-            if not ack.transient or time.monotonic() + pause >= give_up:
+            if ack.transient:
+                await asyncio.sleep(min(backoff.next(), max(give_up - time.monotonic(), 0.0)))
+            # Asked once more too late for an answer, a known refusal would become an unknown outcome.
+            if not ack.transient or time.monotonic() >= give_up:
                 raise ApiError(stream_subject, ack.error, ack.description)
-            await asyncio.sleep(pause)
 
     def publish_core(self, subject: str, data: bytes) -> None:
         """Send without storing and without asking: dropped, and counted, when it cannot leave at once."""

@@ -90,7 +90,9 @@ class Process:
         deadline = time.monotonic() + seconds
         while self._read(deadline - time.monotonic()):
             pass
-        return self._process.poll() is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it closes its output a moment before it is gone
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        return self._process.returncode is not None
 
     def end(self, seconds: float = 40.0) -> int:
         """Read to the end of its output and return its exit code."""
