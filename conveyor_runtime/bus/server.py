@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -250,4 +251,9 @@ class EmbeddedServer:
         log.error("bus: nats-server has not answered %d times in %g s each; killing it", missed, PROBE)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        return await process.wait()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE):
+                    return await process.wait()
+            # Seen once: the loop had missed the signal that a child has ended. At the next one it looks at all of them.
+            signal.raise_signal(signal.SIGCHLD)
