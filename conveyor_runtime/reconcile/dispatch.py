@@ -5,37 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from conveyor_runtime.bus import Bus, Committer, Delivery
-from conveyor_runtime.config import DriverSettings
+from conveyor_runtime.bus import Delivery
 from conveyor_runtime.models import Resource, Status, StepResult, utc_now
-from conveyor_runtime.orchestra import Orchestra
 from conveyor_runtime.orchestra.disk import disk_of
 from conveyor_runtime.reconcile import outcome
 from conveyor_runtime.reconcile.admission import Admission
 from conveyor_runtime.reconcile.again import give_back
 from conveyor_runtime.reconcile.claims import BUSY_RETRY, Claims
 from conveyor_runtime.reconcile.context import RunContext
-from conveyor_runtime.reconcile.driver import Driver
+from conveyor_runtime.reconcile.deps import Deps
 from conveyor_runtime.reconcile.heartbeat import Heartbeats
-from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError, Threads
-from conveyor_runtime.reconcile.lease import Lease
+from conveyor_runtime.reconcile.invoke import Invocation, Stop, StuckError
+from conveyor_runtime.reconcile.jobs import Job, Jobs
 from conveyor_runtime.reconcile.logger import DriverLogger
 from conveyor_runtime.reconcile.outcome import Outcome
 from conveyor_runtime.reconcile.publish import publish_result
 from conveyor_runtime.reconcile.work import UndecodableError, Work, decode, payload_of, unreadable
-from conveyor_runtime.store import State, keep_dead_letter
+from conveyor_runtime.store import keep_dead_letter
 from conveyor_runtime.telemetry import metrics
-
-if TYPE_CHECKING:  # `client` stands above this room: whoever builds a process hands one in
-    from conveyor_runtime.client import Client
 
 log = logging.getLogger(__name__)
 
@@ -47,53 +39,16 @@ _LAST_LINES = 2.0
 _GIVEN_UP = "given up"
 
 
-@dataclass
-class Deps:
-    """What a worker process works with."""
-
-    driver: Driver
-    settings: DriverSettings
-    installation: str
-    bus: Bus
-    state: State
-    results: Committer
-    logs: Committer
-    lease: Lease
-    executor: Threads
-    node: str
-    epoch: str = ""
-    orchestra: Orchestra | None = None
-    client: Client | None = None
-    stuck: Callable[[Stop], None] = lambda why: None
-
-
-@dataclass
-class Job:
-    """An attempt this process has claimed, is claiming, or is publishing the result of. `stuck` is one whose user code
-    did not stop: only the end of this process ends it."""
-
-    work: Work
-    invocation: Invocation | None = None
-    stop_why: Stop | None = None
-    stuck: bool = False
-
-    def stop(self, why: Stop) -> None:
-        """End it early; before user code starts, it never does."""
-        self.stop_why = self.stop_why or why
-        if self.invocation is not None:
-            self.invocation.stop(why)
-
-
 class Dispatch:
-    """Handles deliveries. `jobs` are those in hand, by what names their attempt."""
+    """Handles deliveries; `jobs` are those in hand."""
 
-    def __init__(self, deps: Deps) -> None:
+    def __init__(self, deps: Deps, jobs: Jobs) -> None:
         self.deps = deps
+        self.jobs = jobs
         self.claims = Claims(deps.state, deps.lease)
         self._admission: Admission | None = None
         if deps.driver.uses is not None:
             self._admission = Admission(deps.driver, deps.settings, deps.state, deps.lease.has, self._free_disk)
-        self.jobs: dict[tuple[str, str, int, int], Job] = {}
         self._heartbeats = Heartbeats()
         self._seconds = metrics.RECONCILE_SECONDS.labels(driver=deps.driver.name)
         self._ended = {
@@ -110,18 +65,17 @@ class Dispatch:
             return
         # Plain work bears no attempt; the message itself names it.
         key = (work.run_id, work.step, 0, delivery.stream_seq) if work.plain else work.numbers
-        if key in self.jobs:
+        job = self.jobs.begin(key, work)
+        if job is None:
             # Redelivered while it is in hand: whoever has it will ack it.
             await delivery.nak(BUSY_RETRY)
             return
-        job = self.jobs[key] = Job(work)
         self._heartbeats.begin(delivery)
         try:
             await self._handle(job, delivery)
         finally:
             self._heartbeats.end(delivery)
-            if not job.stuck:
-                del self.jobs[key]
+            self.jobs.end(key)
 
     async def _handle(self, job: Job, delivery: Delivery) -> None:
         """Claim, reconcile, publish, ack. Plain work has nothing to claim: at least once is all it is promised."""

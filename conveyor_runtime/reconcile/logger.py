@@ -5,31 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from secrets import token_hex
 from typing import Literal
-
-import orjson
 
 from conveyor_runtime.bus import Bus, Committer, Message, subjects
 from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.reconcile.adapters import LineWriter, LogHandler
-from conveyor_runtime.security.redaction import Redactor
+from conveyor_runtime.reconcile.lines import Lines
 from conveyor_runtime.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
 Level = Literal["debug", "info", "warning", "error"]
-
-#: Characters of one stored line; longer text is split.
-_MAX_LINE = 16 * 1024
-
-#: Characters of a label, and labels of a line; more is cut, as a line must fit into a message.
-_MAX_LABEL = 1000
-_MOST_LABELS = 50
 
 #: Lines in one commit.
 _CHUNK = 200
@@ -63,12 +52,13 @@ class DriverLogger:
         self._loop = asyncio.get_running_loop()
         self._subject = subjects.log(run_id)
         self._live = subjects.live_log(run_id, driver)
-        self._named = {"runid": run_id, "driver": driver, "pipeline": pipeline}
-        self._place = {"step": step, "attempt": attempt, "takeover": takeover}
+        self._lines = Lines(
+            {"runid": run_id, "driver": driver, "pipeline": pipeline},
+            {"step": step, "attempt": attempt, "takeover": takeover},
+        )
         # Without an attempt (the plain contract) every try is one of its own, or its lines would pass for repeats.
         attempt_id = f"{attempt}.{takeover}" if attempt else token_hex(6)
         self._id = f"log.{run_id}.{step or driver}.{attempt_id}"
-        self._redactor = Redactor()
         self._writers: list[LineWriter] = []
         self._room = threading.Condition()
         self._thread = threading.get_ident()
@@ -114,7 +104,7 @@ class DriverLogger:
 
     def redact(self, secret: str) -> None:
         """Mask `secret` in every later line."""
-        self._redactor.add(secret)
+        self._lines.redact(secret)
 
     def handler(self, level: int = logging.NOTSET) -> logging.Handler:
         """A stdlib logging handler whose records become lines."""
@@ -152,18 +142,14 @@ class DriverLogger:
             await asyncio.wait({self._pump})
 
     def _put(self, text: str, level: str, stream: str, labels: Mapping[str, object]) -> None:
-        text = _utf8(self._redactor.mask(text))
-        named = {
-            _utf8(str(key))[:_MAX_LABEL]: _utf8(self._redactor.mask(str(value)))[:_MAX_LABEL]
-            for key, value in list(labels.items())[:_MOST_LABELS]
-        }
-        for piece in _pieces(text):
+        pieces, named = self._lines.prepare(text, labels)
+        for piece in pieces:
             with self._room:
                 if threading.get_ident() != self._thread and not self._await_room():
                     self._dropped += 1
                     continue
                 self._seq += 1
-                self._waiting.append((self._seq, self._encode(piece, level, stream, named, self._seq)))
+                self._waiting.append((self._seq, self._lines.encode(piece, level, stream, named, self._seq)))
         self._loop.call_soon_threadsafe(self._start)
 
     def _await_room(self) -> bool:
@@ -172,24 +158,6 @@ class DriverLogger:
             self._loop.call_soon_threadsafe(self._start)
             self._room.wait_for(lambda: len(self._waiting) < _BACKLOG or self._released)
         return len(self._waiting) < _BACKLOG
-
-    def _encode(self, text: str, level: str, stream: str, labels: Mapping[str, str], seq: int) -> bytes:
-        now = time.time_ns()
-        seconds, fraction = divmod(now, 1_000_000_000)
-        line: dict[str, object] = {
-            **self._named,
-            "timestamp": str(seconds),
-            "message": text,
-            "time": f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z",
-            "seq": seq,
-            **self._place,
-            "level": level,
-        }
-        if stream:
-            line["stream"] = stream
-        if labels:
-            line["labels"] = labels
-        return orjson.dumps(line)
 
     def _start(self) -> None:
         self._wake.set()
@@ -237,7 +205,7 @@ class DriverLogger:
         """Store the first line of a refused chunk alone, or else a note in its place."""
         seq, data = line
         log.error("log lines of %s are refused: %s", self._id, why)
-        note = self._encode(f"[a line of {len(data)} bytes could not be stored: {why}]", "error", "", {}, seq)
+        note = self._lines.encode(f"[a line of {len(data)} bytes could not be stored: {why}]", "error", "", {}, seq)
         for candidate in (data, note):
             try:
                 await self._store([(seq, candidate)])
@@ -247,14 +215,3 @@ class DriverLogger:
                 log.debug("refused alone, too: %s", error)
             else:
                 return
-
-
-def _utf8(text: str) -> str:
-    """`text` without halves of characters, such as a file name that is no UTF-8 leaves behind."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def _pieces(text: str) -> Iterator[str]:
-    for line in text.split("\n") if "\n" in text else (text,):
-        for start in range(0, max(len(line), 1), _MAX_LINE):
-            yield line[start : start + _MAX_LINE]

@@ -112,7 +112,7 @@ async def test_a_worker_that_loses_its_lease_stops_and_another_takes_over(cluste
     run_id = (await cluster.post("thing", "one", "p")).run_id
     await gate.started.get()
     first._lease._confirmed = float("-inf")
-    first._look.set()
+    first._jobs.look()
     assert await gate.started.get() == (run_id, "create", 1)
     gate.open.set()
     run = await cluster.ended(run_id)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import cast
 
 import pytest
 
+from conveyor_runtime.bus.rated import RatedSlots
 from conveyor_runtime.bus.streams import MESSAGES, list_consumers
 from conveyor_runtime.models import Resource, Use
 from conveyor_runtime.orchestra import Limits
@@ -45,9 +47,10 @@ async def test_what_waits_for_a_token_holds_no_slot(cluster: Cluster) -> None:
     second = (await cluster.post("thing", "two")).run_id
     async with asyncio.timeout(10):
         # Its slot is free again only once the message has gone back to the server, a moment after the pause began.
-        while manager._gate is None or manager._gate._slots._pause is None or manager._gate._slots._rest != 1:
+        slots = cast(RatedSlots, manager._deliveries._slots)
+        while slots._pause is None or slots._rest != 1:
             await asyncio.sleep(0.02)
-    assert manager._dispatch.jobs == {}
+    assert not manager._jobs
     assert cluster.run(second).status == "Pending"
     assert seen == ["one"]
 

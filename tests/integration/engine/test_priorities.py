@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from typing import cast
 
 import pytest
 
 from conveyor_runtime.bus import Puller, Slots
 from conveyor_runtime.bus.consumers import ensure_consumer
+from conveyor_runtime.bus.rated import RatedSlots
 from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.engine import Draft, overtaking
 from conveyor_runtime.models import Overtaker, Overtakers, Resource
@@ -192,5 +194,5 @@ async def test_what_overtakes_takes_its_token_like_the_others(cluster: Cluster) 
     assert len(starts) == 15
     assert not [n for n, at in enumerate(times) if at < times[0] + n / 10 - 0.05], times
     assert sum(name.startswith("high") for name, _ in starts[-6:]) == 0, starts
-    slots = manager._gate._slots if manager._gate is not None else None
-    assert slots is not None and slots.free + slots._rest == 4, "no slot is made or lost"
+    slots = cast(RatedSlots, manager._deliveries._slots)
+    assert slots.free + slots._rest == 4, "no slot is made or lost"

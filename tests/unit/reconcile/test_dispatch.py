@@ -15,8 +15,10 @@ from conveyor_runtime.bus import Bus, Committer, Delivery
 from conveyor_runtime.config import DriverSettings
 from conveyor_runtime.models import Claim, DriverResult, PlannedStep, RunRecord, Status, StepState
 from conveyor_runtime.reconcile import Driver, DriverLogger
-from conveyor_runtime.reconcile.dispatch import Deps, Dispatch
+from conveyor_runtime.reconcile.deps import Deps
+from conveyor_runtime.reconcile.dispatch import Dispatch
 from conveyor_runtime.reconcile.invoke import Stop, Threads
+from conveyor_runtime.reconcile.jobs import Jobs
 from conveyor_runtime.reconcile.lease import Lease
 from conveyor_runtime.store import MemoryStore, Put, State, keys
 from tests.unit.reconcile.fakes import RUN, FakeBus, FakeCommitter, FakeDelivery
@@ -62,7 +64,8 @@ class Worker:
                 lease=self.lease,
                 executor=Threads(1),
                 node="n",
-            )
+            ),
+            Jobs(self.state, self.lease),
         )
 
     async def start(self, status: Status = Status.RUNNING) -> None:
@@ -108,7 +111,7 @@ async def test_claimed_worked_on_reported_and_acknowledged() -> None:
     assert result["driverresult"]["success"] and worker.results.stored[0].msg_id == f"{RUN}.s.1.0"
     claim = await worker.claim()
     assert claim is not None and (claim.instance, claim.node, claim.given_up) == (worker.lease.id, "n", False)
-    assert worker.dispatch.jobs == {}
+    assert not worker.dispatch.jobs
 
 
 async def test_without_its_lease_it_claims_nothing() -> None:
@@ -162,7 +165,7 @@ async def test_one_redelivered_while_it_is_in_hand_is_not_started_twice() -> Non
     assert await worker.handle() == ["nak"]
     claim = await worker.claim()
     assert claim is not None and not claim.given_up, "it is being worked on"
-    worker.dispatch.jobs[NUMBERS].stop(Stop.CANCEL)
+    worker.dispatch.jobs.stop(Stop.CANCEL)
     assert await first == ["ack"]
 
 
@@ -172,10 +175,10 @@ async def test_who_hands_over_stores_its_last_lines_and_gives_up(why: Stop) -> N
     worker = Worker(forever)
     await worker.start()
     working = asyncio.create_task(worker.handle())
-    while NUMBERS not in worker.dispatch.jobs or worker.dispatch.jobs[NUMBERS].invocation is None:
+    while not any(job.invocation for job in worker.dispatch.jobs):
         await asyncio.sleep(0)
     await asyncio.sleep(0)
-    worker.dispatch.jobs[NUMBERS].stop(why)
+    worker.dispatch.jobs.stop(why)
     assert await working == ["nak"]
     claim = await worker.claim()
     assert claim is not None and (claim.given_up, claim.why) == (True, why.value)
@@ -190,5 +193,5 @@ async def test_long_work_shows_the_server_that_it_goes_on() -> None:
     working = asyncio.create_task(worker.dispatch.handle(cast(Delivery, delivery)))
     await asyncio.sleep(35)
     assert delivery.said == ["busy"] * 3
-    worker.dispatch.jobs[NUMBERS].stop(Stop.CANCEL)
+    worker.dispatch.jobs.stop(Stop.CANCEL)
     await working

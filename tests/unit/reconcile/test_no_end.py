@@ -45,7 +45,7 @@ async def test_user_code_that_does_not_stop_keeps_its_claim_until_its_process_en
     await worker.start()
     handling = asyncio.create_task(worker.handle())
     await started.wait()
-    [job] = worker.dispatch.jobs.values()
+    [job] = worker.dispatch.jobs
     job.stop(Stop.LEASE)
     assert await handling == []
     assert ends == [Stop.LEASE]
