@@ -61,7 +61,7 @@ def utc_now() -> datetime:
 class Model(BaseModel):
     """Frozen; unknown fields are ignored on read, so that newer writers and foreign SDKs can share the bus."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's own, at a third of its cost: transitions are copies, dozens for every run."""

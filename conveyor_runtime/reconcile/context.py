@@ -36,7 +36,7 @@ class RunContext:
     settings: DriverSettings
     epoch: str = ""
     deadline: float | None = None
-    client: Client | None = None
+    client_: Callable[[], Client] | None = None
     orchestra_: Orchestra | None = None
     lease_held: Callable[[], bool] = lambda: True
     abandoned: bool = False
@@ -45,6 +45,11 @@ class RunContext:
     def cancelled(self) -> threading.Event:
         """Set when this attempt must end."""
         return threading.Event()
+
+    @property
+    def client(self) -> Client | None:
+        """Of the HTTP API; None where this process was not told of one."""
+        return self.client_() if self.client_ is not None else None
 
     @property
     def orchestra(self) -> Orchestra:

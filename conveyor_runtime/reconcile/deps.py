@@ -34,5 +34,5 @@ class Deps:
     node: str
     epoch: str = ""
     orchestra: Orchestra | None = None
-    client: Client | None = None
+    client: Callable[[], Client] | None = None
     stuck: Callable[[Stop], None] = lambda why: None

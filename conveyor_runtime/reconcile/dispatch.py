@@ -174,7 +174,7 @@ class Dispatch:
             epoch=deps.epoch,
             settings=deps.settings,
             deadline=None if work.timeout is None else time.monotonic() + work.timeout,
-            client=deps.client,
+            client_=deps.client,
             orchestra_=deps.orchestra,
             lease_held=deps.lease.held,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ class ManagerDeps:
     installation: str
     epoch: str = ""
     orchestra: Orchestra | None = None
-    client: Client | None = None
+    client: Callable[[], Client] | None = None
     plain: bool = False
 
 
