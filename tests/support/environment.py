@@ -47,6 +47,8 @@ engine_client: Any = DockerClient  # it carries no types
 
 def main(arguments: Sequence[str]) -> None:
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    # Hundreds of processes are started below us; with it, each would compile all that it imports anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not arguments:
         sys.exit(__doc__)
     if arguments[0] == INSIDE:

@@ -40,6 +40,11 @@ def test_its_exit_code_is_that_of_the_command(poor: Path, code: int) -> None:
     assert "no Docker engine answers and none can be started here" in done.stderr
 
 
+def test_what_it_runs_keeps_what_it_compiles(poor: Path) -> None:
+    command = ("-m", "tests.support.environment", "sh", "-c", 'echo "[$PYTHONDONTWRITEBYTECODE]"')
+    assert run(*command, path=poor, CONVEYOR_REQUIRE="", PYTHONDONTWRITEBYTECODE="1").stdout == "[]\n"
+
+
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -2 $$", 130)])
 def test_beside_an_engine_of_its_own_too(script: str, code: int) -> None:
     program = (
