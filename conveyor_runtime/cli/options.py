@@ -21,6 +21,7 @@ __all__ = [
     "Host",
     "LogFormat",
     "LogLevel",
+    "Metrics",
     "NativeRoot",
     "NatsPort",
     "Output",
@@ -156,6 +157,15 @@ BackendFile = Annotated[
         metavar="FILE",
         envvar="CONVEYOR_BACKEND_FILE",
         help="What the backends may do and keep: host_paths, networks, images (credentials, cache_bytes), warm.",
+    ),
+]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        envvar="CONVEYOR_METRICS",
+        help="Answer GET /metrics there for Prometheus; without a host, on 127.0.0.1.",
     ),
 ]
 LogLevel = Annotated[

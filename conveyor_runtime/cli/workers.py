@@ -88,6 +88,7 @@ def run(
     backend_file: options.BackendFile = None,
     api_url: DriverApiUrl = "",
     token: DriverToken = "",
+    metrics: options.Metrics = "",
     log_level: options.LogLevel = "info",
     log_format: options.LogFormat = "text",
 ) -> None:
@@ -102,6 +103,7 @@ def run(
     start_logging(log_level, log_format)
     from conveyor_runtime.config import DriverSettings
     from conveyor_runtime.daemon.worker import run_driver
+    from conveyor_runtime.telemetry.metrics import served
 
     settings = DriverSettings(
         concurrency=concurrency,
@@ -112,7 +114,9 @@ def run(
         defaults=_defaults(defaults),
     )
     given, driver, bus = globals_of(ctx), _load(which), find_bus(nats_url)
-    raise typer.Exit(run_driver(driver, bus, settings, api_url or given.api_url, token or given.token))
+    with served(metrics):
+        code = run_driver(driver, bus, settings, api_url or given.api_url, token or given.token)
+    raise typer.Exit(code)
 
 
 def driver_command(name: str) -> TyperCommand:

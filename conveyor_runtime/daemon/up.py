@@ -169,7 +169,7 @@ def _environment(settings: UpSettings, running: Running) -> Mapping[str, str]:
     """How a child is told what to do: credentials never stand on a command line, where everybody could read them."""
     driver = settings.driver
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "CONVEYOR_METRICS"},  # one port for all of them
         "CONVEYOR_NATS_URL": running.nats_url,
         "CONVEYOR_API_URL": running.api_url,
         "CONVEYOR_TOKEN": running.token,

@@ -29,6 +29,7 @@ from conveyor_runtime.reconcile.lease import BUS_ADDRESS
 from conveyor_runtime.reconcile.manager import ManagerDeps
 from conveyor_runtime.reconcile.plain import PlainCommitter, PlainLogs
 from conveyor_runtime.store import KvStore, MemoryStore, State
+from conveyor_runtime.telemetry import metrics
 
 if TYPE_CHECKING:
     from conveyor_runtime.client import Client
@@ -98,8 +99,10 @@ async def connected_manager(
         if orchestra is not None:
             stack.push_async_callback(orchestra.close)
         committers = _committers(bus, plain)
-        for committer in committers:
+        metrics.BUS_CONNECTED.set_function(lambda: float(bus.connected))
+        for stream, committer in zip((RESULTS, LOGS, STATE), committers, strict=False):
             stack.push_async_callback(committer.close)
+            metrics.observe_committer(stream, committer.stats)
         state = State(MemoryStore() if plain else KvStore(bus, committers[2]))
         # What is started for a bus that is not ours carries no installation, so no janitor touches it.
         meta = await state.ensure_meta()

@@ -28,6 +28,7 @@ from conveyor_runtime.reconcile.registration import Registration
 from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import State
 from conveyor_runtime.store.integrity import EpochChangedError, watch_epoch
+from conveyor_runtime.telemetry import metrics
 
 if TYPE_CHECKING:  # `client` stands above this room: whoever builds a process hands one in
     from conveyor_runtime.client import Client
@@ -77,7 +78,9 @@ class DriverManager:
         )
         self._lease = Lease(deps.state, driver.name, nodes, settings.concurrency, has=capacity(orchestra))
         self._executor = Threads(settings.concurrency, driver.name)
-        self._jobs = Jobs(deps.state, self._lease)
+        self._jobs = jobs = Jobs(deps.state, self._lease)
+        metrics.JOBS.labels(driver=driver.name).set_function(lambda: len(jobs))
+        metrics.SLOTS.labels(driver=driver.name).set(settings.concurrency)
         self._dispatch = (PlainDispatch if deps.plain else Dispatch)(
             Deps(
                 driver=driver,

@@ -3,13 +3,16 @@ because a label's values must be few."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
+
+from conveyor_runtime.errors import ConfigError
 
 #: Our own: what a user's code registers in the library's default registry is not ours to publish.
 REGISTRY = CollectorRegistry()
@@ -66,6 +69,8 @@ RECONCILE_SECONDS = Histogram(
     buckets=_WORK_SECONDS,
     registry=REGISTRY,
 )
+JOBS = Gauge("conveyor_jobs", "Attempts this process has in hand now.", ("driver",), registry=REGISTRY)
+SLOTS = Gauge("conveyor_slots", "Attempts this process works on at most at once.", ("driver",), registry=REGISTRY)
 LOG_LINES = Counter("conveyor_log_lines", "Log lines of runs stored by this process.", registry=REGISTRY)
 
 WARM_SANDBOXES = Counter(
@@ -132,3 +137,25 @@ def observe_committer(stream: str, stats: CommitterStats) -> None:
 def render() -> bytes:
     """All metrics in the Prometheus text format, of type `CONTENT_TYPE`."""
     return generate_latest(REGISTRY)
+
+
+@contextmanager
+def served(address: str) -> Iterator[None]:
+    """Have `[HOST:]PORT` answer GET /metrics for as long as the block lasts; empty = not. Without a host only this
+    machine can ask. Raises ConfigError."""
+    if not address:
+        yield
+        return
+    host, _, port = address.rpartition(":")
+    if not (port.isdecimal() and int(port) < 65536):
+        raise ConfigError(f"{address!r} is no address for metrics; write PORT or HOST:PORT")
+    try:
+        server, thread = start_http_server(int(port), host.strip("[]") or "127.0.0.1", REGISTRY)
+    except OSError as error:
+        raise ConfigError(f"metrics cannot be served on {address}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,15 +1,17 @@
-"""What a service manager hears of `conveyor serve` and of a driver, from the start to the end."""
+"""What a service manager hears of `conveyor serve` and of a driver, from the start to the end, and Prometheus of it."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import Process
+from tests.support.registry import free_port
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -32,9 +34,10 @@ def read_what_waits(sock: socket.socket, said: list[str]) -> None:
 def test_ready_watchdog_stopping(tmp_path: Path) -> None:
     env, said = {}, dict[str, list[str]]()
     processes: list[Process] = []
-    socks = []
+    socks, metrics = [], free_port()
     try:
-        for name, argv in {"serve": ("--api-port", "0"), "git-cloner": ("--backend", "native")}.items():
+        cloner = ("--backend", "native", "--metrics", str(metrics))
+        for name, argv in {"serve": ("--api-port", "0"), "git-cloner": cloner}.items():
             path = tmp_path / f"{name}.socket"
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             socks.append(sock)
@@ -47,6 +50,10 @@ def test_ready_watchdog_stopping(tmp_path: Path) -> None:
             heard = said[name] = []
             wait_for(sock, heard, 1, "READY=1")
             wait_for(sock, heard, heard.count("WATCHDOG=1") + 2, "WATCHDOG=1")
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        assert {"conveyor_bus_connected 1.0", 'conveyor_slots{driver="git-cloner"} 4.0'} < set(lines)
+        assert 'conveyor_jobs{driver="git-cloner"} 0.0' in lines
         for process, sock, heard in reversed(list(zip(processes, socks, said.values(), strict=True))):
             read_what_waits(sock, heard)
             assert "STOPPING=1" not in heard

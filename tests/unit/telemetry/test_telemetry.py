@@ -1,5 +1,6 @@
 import json
 import logging
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -88,3 +89,21 @@ def test_committers_are_read_when_looked_at():
 def test_no_instrument_names_a_run():
     labels = {label for instrument in vars(metrics).values() for label in getattr(instrument, "_labelnames", ())}
     assert labels == {"method", "route", "status", "transport", "pipeline", "driver", "outcome"}
+
+
+@pytest.mark.parametrize("address", ["x", "127.0.0.1:", "127.0.0.1:99999", ":-1"])
+def test_metrics_want_an_address(address):
+    with pytest.raises(ConfigError, match="write PORT or HOST:PORT"), metrics.served(address):
+        pass
+
+
+def test_metrics_on_a_port_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(ConfigError, match=f"metrics cannot be served on {port}: Address already in use"),
+            metrics.served(str(port)),
+        ):
+            pass
+    with metrics.served(""):
+        pass
