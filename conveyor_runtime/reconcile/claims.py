@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Callable
+
 from conveyor_runtime.bus import Delivery
-from conveyor_runtime.errors import RevisionConflict
+from conveyor_runtime.errors import InfrastructureError, RevisionConflict
 from conveyor_runtime.models import Claim, utc_now
 from conveyor_runtime.reconcile.invoke import Stop
 from conveyor_runtime.reconcile.lease import Lease
 from conveyor_runtime.reconcile.work import Work
 from conveyor_runtime.store import Put, State, keys
 
+log = logging.getLogger(__name__)
+
 #: A dispatch older than this, in seconds, is checked against its run before it is claimed: its claims may be purged.
 _OLD = 1800.0
 
 #: Seconds until a dispatch that another worker seems to hold is looked at again.
 BUSY_RETRY = 5.0
+
+#: Seconds between two looks at a claim of which nobody knows whether it is stored.
+_LOOK_AGAIN = 1.0
 
 
 class Claims:
@@ -23,6 +32,7 @@ class Claims:
     def __init__(self, state: State, lease: Lease) -> None:
         self._state = state
         self._lease = lease
+        self._doubtful: asyncio.Queue[Work] = asyncio.Queue()
 
     async def take(self, work: Work, node: str, delivery: Delivery) -> bool:
         """Whether this attempt is ours now. If not, the delivery has been answered."""
@@ -38,6 +48,10 @@ class Claims:
         except RevisionConflict:
             await self._taken_already(work, delivery)
             return False
+        except InfrastructureError:
+            # Perhaps it is stored, and then nobody else may begin what nobody works on.
+            self._doubtful.put_nowait(work)
+            raise
         if not self._lease.held():
             await self.give_up(work, Stop.LEASE)
             await delivery.nak(BUSY_RETRY)
@@ -57,6 +71,20 @@ class Claims:
             except RevisionConflict:
                 continue
             return
+
+    async def settle(self, in_hand: Callable[[Work], bool]) -> None:
+        """For ever: give up claims whose storing was not answered, unless they are worked on by now. The dispatch may
+        come to others only, and they leave it to this living process."""
+        while True:
+            work = await self._doubtful.get()
+            while not in_hand(work):
+                try:
+                    await self.give_up(work, None)
+                except InfrastructureError as error:
+                    log.debug("could not look at the claim of run %s: %s", work.run_id, error)
+                    await asyncio.sleep(_LOOK_AGAIN)
+                else:
+                    break
 
     async def _taken_already(self, work: Work, delivery: Delivery) -> None:
         if not await self._still_open(work):

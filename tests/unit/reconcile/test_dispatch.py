@@ -13,6 +13,7 @@ import pytest
 
 from conveyor_runtime.bus import Bus, Committer, Delivery
 from conveyor_runtime.config import DriverSettings
+from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.models import Claim, DriverResult, PlannedStep, RunRecord, Status, StepState
 from conveyor_runtime.reconcile import Driver, DriverLogger
 from conveyor_runtime.reconcile.deps import Deps
@@ -137,6 +138,37 @@ async def test_a_claim_that_took_longer_than_the_lease_is_given_up_before_user_c
     assert await worker.handle() == ["nak"]
     claim = await worker.claim()
     assert claim is not None and claim.given_up and worker.logs.stored == [] and worker.results.stored == []
+
+
+@pytest.mark.parametrize("in_hand", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+async def test_a_claim_whose_answer_was_lost_is_given_up_though_its_dispatch_never_comes_back(
+    stored: bool, in_hand: bool
+) -> None:
+    """Rule 7: others leave it to this living process, which may have no slot for long."""
+    worker = Worker(fine)
+    await worker.start()
+    commit, read, claims = worker.state.commit, worker.state.claim, worker.dispatch.claims
+
+    async def unanswered(*puts: Put, timeout: float = 10.0) -> list[int]:
+        if stored:
+            await commit(*puts, timeout=timeout)
+        raise BusUnavailable("no answer")
+
+    async def unreadable(*numbers: Any) -> Any:
+        worker.state.claim = read  # type: ignore[method-assign]
+        raise BusUnavailable("still away")
+
+    worker.state.commit, worker.state.claim = unanswered, unreadable  # type: ignore[method-assign, assignment]
+    with pytest.raises(BusUnavailable):
+        await worker.handle()
+    worker.state.commit = commit  # type: ignore[method-assign]
+    settling = asyncio.create_task(claims.settle(lambda work: in_hand and work.numbers == NUMBERS))
+    await asyncio.sleep(3)
+    claim = await read(*NUMBERS)
+    assert (claim is not None) is stored
+    assert claim is None or claim.record.given_up is not in_hand
+    settling.cancel()
 
 
 @pytest.mark.parametrize(("age", "claimed"), [(timedelta(minutes=29), True), (timedelta(minutes=31), False)])
