@@ -12,6 +12,7 @@ from tests.conftest import StartServer
 from tests.integration.engine.test_runs import recorder
 from tests.interop.conftest import GoProcess
 from tests.support.cluster import cluster_on
+from tests.support.streams import give_back_after
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -24,6 +25,7 @@ async def test_it_serves_a_step_of_ours_and_is_killed_in_between(start_server: S
     async with cluster_on(server.url) as cluster:
         go = run_go("driver", server.url, "afar", "thing", "60ms")
         await go.start()
+        await give_back_after(cluster.bus, "afar", 5.0)
         await cluster.define("thing")
         # It acknowledges before it works: what it is killed over ends by the step's timeout, visibly.
         await cluster.pipeline("p", "thing", "a", "afar", "b", timeout=2.0)
@@ -35,6 +37,7 @@ async def test_it_serves_a_step_of_ours_and_is_killed_in_between(start_server: S
             await go.kill()
             await asyncio.sleep(0.2)
             await go.start()
+            await give_back_after(cluster.bus, "afar", 5.0)
         ended = [await cluster.ended(run_id, 60) for run_id in runs]
         lost = [run for run in ended if run.status == "TimedOut"]
         done = [run for run in ended if run.status == "Succeeded"]

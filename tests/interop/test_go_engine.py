@@ -15,6 +15,7 @@ import pytest
 from conveyor_runtime.bus import Bus
 from tests.interop.conftest import GoProcess
 from tests.support.processes import Process
+from tests.support.streams import give_back_after
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -79,12 +80,9 @@ async def test_it_is_served_through_kills_of_both_sides(tmp_path: Path, run_go: 
             driver.start()
         bus = await Bus.connect(url, name="test")
         assert bus.server_version == (2, 11, 15), "the version that engine embeds"
-        info = await consumer(bus)
-        # What a killed process worked on comes back after this long; a test has no half minute.
-        config = {**info["config"], "ack_wait": 2 * 10**9}
-        body = {"stream_name": "messages", "config": config, "action": "update"}
+        await consumer(bus)
         await asyncio.sleep(1)  # until the second one has looked at it, too
-        await bus.api("CONSUMER.CREATE.messages.cvpy-ours", body)
+        await give_back_after(bus, "cvpy-ours", 2.0)
 
         for number in range(20):
             engine.write(event(number))

@@ -1,11 +1,11 @@
-"""A bus that has our streams, empty, and no others."""
+"""A bus that has our streams, empty, and no others; and what comes back soon there."""
 
 from __future__ import annotations
 
 import asyncio
 
 from conveyor_runtime.bus import Bus
-from conveyor_runtime.bus.streams import ensure_streams
+from conveyor_runtime.bus.streams import MESSAGES, consumer_info, ensure_streams
 from conveyor_runtime.errors import BusError
 
 
@@ -23,3 +23,14 @@ async def fresh_streams(bus: Bus) -> None:
                 if "error creating store" not in str(exc):
                     raise
                 await asyncio.sleep(0.02)
+
+
+async def give_back_after(bus: Bus, consumer: str, seconds: float) -> None:
+    """What a killed process had in hand comes back after 30 s; a test has no half minute. The consumer must be there,
+    and whoever declares it anew sets it back."""
+    info = await consumer_info(bus, MESSAGES, consumer)
+    assert info is not None
+    config = {**info["config"], "ack_wait": round(seconds * 10**9)}
+    await bus.api(
+        f"CONSUMER.CREATE.{MESSAGES}.{consumer}", {"stream_name": MESSAGES, "config": config, "action": "update"}
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-from conveyor_runtime.bus import Bus
+from conveyor_runtime.bus import Bus, subjects
 from conveyor_runtime.bus.snapshot import restore_stream
 from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, ensure_streams, stream_info
 from conveyor_runtime.config import ApiSettings, BusSettings
@@ -31,6 +31,7 @@ from conveyor_runtime.store.integrity import EpochChangedError, HighWater, watch
 from tests.conftest import StartServer
 from tests.integration.engine.test_runs import recorder
 from tests.support.cluster import cluster_on
+from tests.support.streams import give_back_after
 
 
 def held(release: asyncio.Event, seen: list[str]) -> Driver:
@@ -87,6 +88,8 @@ async def test_a_round_trip_with_runs_under_way(
         release.set()
         await cluster.add(held(release, seen), drain_grace=0.0)
         await cluster.add(recorder("a", calls, direct=False))
+        for name in ("a", "held"):
+            await give_back_after(cluster.bus, subjects.driver_consumer(name), 3.0)
         run = await cluster.ended(live, 80)
         assert (run.status, seen) == ("Succeeded", [live]) and run.steps[1].data == {"here": True}
         for run_id in ended:
