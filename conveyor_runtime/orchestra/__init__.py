@@ -3,7 +3,11 @@
 The contract is in `base` (what every backend has), `capabilities` (what some have), `task` (what goes in) and `status`
 (what comes out). This room knows nothing of resources, runs or the bus: it is told a namespace and an owner, and labels
 what it makes with them. Foreign exceptions (Docker's, the operating system's) are translated inside their backend.
+
+The registry, and with it the settings, is loaded when first used: a keeper of native containers has no need of them.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from conveyor_runtime.orchestra.base import Backend, Container, Prepared, Progress, Volume
 from conveyor_runtime.orchestra.capabilities import (
@@ -17,7 +21,6 @@ from conveyor_runtime.orchestra.capabilities import (
 )
 from conveyor_runtime.orchestra.janitor import reap
 from conveyor_runtime.orchestra.names import check_task_id, namespace, run_of
-from conveyor_runtime.orchestra.registry import BackendSettings, Orchestra
 from conveyor_runtime.orchestra.status import (
     ContainerStatus,
     ExitStatus,
@@ -43,6 +46,9 @@ from conveyor_runtime.orchestra.task import (
     Tmpfs,
     Ulimit,
 )
+
+if TYPE_CHECKING:
+    from conveyor_runtime.orchestra.registry import BackendSettings, Orchestra
 
 __all__ = [
     "Backend",
@@ -85,3 +91,11 @@ __all__ = [
     "run_of",
     "sandboxes_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("BackendSettings", "Orchestra"):
+        from conveyor_runtime.orchestra import registry
+
+        return getattr(registry, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
