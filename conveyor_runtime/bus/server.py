@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,7 +25,7 @@ from conveyor_runtime.bus.server_setup import (
 from conveyor_runtime.bus.vitals import bytes_read, greets
 from conveyor_runtime.errors import BusError, BusUnavailable, ConfigError
 from conveyor_runtime.kit.backoff import Backoff
-from conveyor_runtime.kit.child import end_with_parent
+from conveyor_runtime.kit.child import end_of, end_with_parent
 from conveyor_runtime.telemetry import metrics
 
 __all__ = ["EmbeddedServer"]
@@ -251,9 +250,4 @@ class EmbeddedServer:
         log.error("bus: nats-server has not answered %d times in %g s each; killing it", missed, PROBE)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROBE):
-                    return await process.wait()
-            # Seen once: the loop had missed the signal that a child has ended. At the next one it looks at all of them.
-            signal.raise_signal(signal.SIGCHLD)
+        return await end_of(process, PROBE)

@@ -46,6 +46,17 @@ def end_with_parent(*pass_fds: int) -> Callable[[], None]:
     return prepare
 
 
+async def end_of(process: asyncio.subprocess.Process, look_again: float = 30.0) -> int:
+    """The exit code of a child, however long it takes."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(look_again):
+                return await process.wait()
+        # Seen once in thousands: the loop had missed the signal that a child has ended. At the next one it looks at all
+        # of them.
+        signal.raise_signal(signal.SIGCHLD)
+
+
 class Child:
     """One supervised child. `run()` keeps it running until cancelled; `stop()` ends it in order."""
 
@@ -84,7 +95,7 @@ class Child:
                 log.error("%s cannot be started, next try in %.1f s: %s", self.name, wait, error)
                 await asyncio.sleep(wait)
                 continue
-            code = await process.wait() if process is not None else 0
+            code = await end_of(process) if process is not None else 0
             if self._stopping:
                 await asyncio.Event().wait()
             if self._on_exit is not None:

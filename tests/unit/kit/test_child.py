@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from conveyor_runtime.kit import identity
-from conveyor_runtime.kit.child import Child
+from conveyor_runtime.kit.child import Child, end_of
 
 
 def child_of(script: str) -> Child:
@@ -47,6 +47,25 @@ async def test_it_is_started_again_when_it_is_killed(tmp_path: Path) -> None:
     await asyncio.sleep(0.3)
     assert not running.done() and len(noted.read_text().split()) == 2, "what was stopped stays down"
     running.cancel()
+
+
+async def test_the_end_is_learnt_though_its_signal_was_missed() -> None:
+    class Missed:
+        """Has ended; the loop learns of it at the next signal."""
+
+        def __init__(self) -> None:
+            self.noticed = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.noticed.set)
+
+        async def wait(self) -> int:
+            await self.noticed.wait()
+            return 3
+
+    raised, before = [], signal.raise_signal
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "raise_signal", lambda number: (raised.append(number), before(signal.SIGUSR1)))
+        assert await end_of(Missed(), look_again=0.05) == 3  # type: ignore[arg-type]
+    assert raised[0] == signal.SIGCHLD
 
 
 async def test_one_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
