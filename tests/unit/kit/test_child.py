@@ -61,9 +61,14 @@ async def test_the_end_is_learnt_though_its_signal_was_missed() -> None:
             await self.noticed.wait()
             return 3
 
-    raised, before = [], signal.raise_signal
+    raised, raise_signal = list[int](), signal.raise_signal
+
+    def instead(number: int) -> None:
+        raised.append(number)
+        raise_signal(signal.SIGUSR1)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(signal, "raise_signal", lambda number: (raised.append(number), before(signal.SIGUSR1)))
+        patch.setattr(signal, "raise_signal", instead)
         assert await end_of(Missed(), look_again=0.05) == 3  # type: ignore[arg-type]
     assert raised[0] == signal.SIGCHLD
 
