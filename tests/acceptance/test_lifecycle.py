@@ -99,13 +99,14 @@ def test_nobody_answers(own_world: World) -> None:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         file = own_world.file("x.json", build("r", "true"))
-        for arguments in (("get", "runs"), ("logs", "-f", "x"), ("run", "-f", file, "--watch"), ("apply", "-f", file)):
-            done = own_world.run(*arguments, "--api-url", url)
-            assert done.returncode == 5, done.stderr
-            assert done.stderr.startswith("error: nobody answers: is `conveyor up` running? tried " + url)
-        doctor = own_world.run("doctor", "--api-url", url)
-        assert doctor.returncode == 1
-        assert "fail  api" in doctor.stdout
+        tried = [("get", "runs"), ("logs", "-f", "x"), ("run", "-f", file, "--watch"), ("apply", "-f", file)]
+        asking = [own_world.start(*arguments, "--api-url", url) for arguments in tried]
+        doctor = own_world.start("doctor", "--api-url", url)
+        for process in asking:
+            assert process.end() == 5, process.err
+            assert process.err.startswith("error: nobody answers: is `conveyor up` running? tried " + url)
+        assert doctor.end() == 1
+        assert "fail  api" in doctor.out
 
 
 def test_a_token_is_asked_for(own_world: World) -> None:

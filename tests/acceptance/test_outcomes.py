@@ -98,7 +98,7 @@ def test_a_cancelled_build(place: Any, repository: str) -> None:
     watcher.until("[build] under way")
     assert "is being cancelled" in world.ok("cancel", "ci-build/cancelled", "--reason", "wrong branch")
     assert watcher.end() == 3
-    run = world.json("get", "run", _run_id(watcher.out))
+    run = world.get(f"/runs/{_run_id(watcher.out)}")
     assert run["status"] == "Cancelled"
     assert "wrong branch" in run["reason"]
     assert "wrong branch" in watcher.out
@@ -114,20 +114,22 @@ def test_a_build_beyond_its_timeout(place: Any, repository: str) -> None:
     assert done.returncode == 4, done.stderr
     assert "timeout" in done.stdout
     assert "under way; (sleep" in done.stdout.rpartition("STEP")[2]
-    run = world.json("get", "run", _run_id(done.stdout))
+    run = world.get(f"/runs/{_run_id(done.stdout)}")
     assert run["status"] == "TimedOut"
     eventually(lambda: not left(run["run_id"]), 5.0, "nothing of the run is left")
 
 
 def test_a_repository_that_is_no_address(world: World, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
+    watchers = []
     for number, address in enumerate(
         ("--upload-pack=x", f"ext::sh -c touch% {trap}", "no address", "file:///etc/../nope")
     ):
-        file = world.file("trap.json", build(address, "true", name=f"trap-{number}"))
-        done = world.run("run", "-f", file, "--watch")
-        assert done.returncode == 1, done.stdout
-        run = world.json("get", "run", _run_id(done.stdout))
+        file = world.file(f"trap-{number}.json", build(address, "true", name=f"trap-{number}"))
+        watchers.append(world.start("run", "-f", file, "--watch"))
+    for watcher in watchers:
+        assert watcher.end() == 1, watcher.out
+        run = world.get(f"/runs/{_run_id(watcher.out)}")
         assert [it["status"] for it in run["steps"]][1:3] == ["Failed", "Skipped"], run
         assert [it["attempt"] for it in run["steps"]][1] == 1, "tried again though it cannot help"
     assert not trap.exists()
@@ -170,4 +172,4 @@ def test_the_same_file_again_makes_no_run(world: World, repository: str) -> None
     resource["spec"]["timeout"] = 900
     world.file("once.json", resource)
     assert world.run("run", "-f", file, "--watch").returncode == 0
-    assert [it["event"] for it in world.json("get", "runs", "--name", "once")] == ["update", "create"]
+    assert [it["event"] for it in world.get("/runs?name=once")["items"]] == ["update", "create"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from tests.acceptance.world import World, build, eventually
+from tests.acceptance.world import World, build
 
 #: A driver of a package that is installed beside ours. It asks the API about the very run it works for.
 ASKER = """
@@ -56,8 +56,10 @@ def test_what_ran_when_it_ended_goes_on_when_it_is_up_again(own_world: World, re
     up = world.up("--allow-file-repositories")
     command = f"echo under way; while [ ! -e {gate} ]; do sleep 0.05; done; echo through"
     world.ok("apply", "-f", world.file("long.json", build(repository, command, name="long")))
-    [run] = world.json("get", "runs", "--name", "long")
-    eventually(lambda: "under way" in world.ok("logs", run["run_id"]), 30.0)
+    [run] = world.get("/runs?name=long")["items"]
+    follower = world.start("logs", "-f", run["run_id"])
+    follower.until("[build] under way")
+    follower.close()
     up.signal(signal.SIGTERM)
     up.until("once more to hurry")
     while not up.ended(0.5):

@@ -125,12 +125,9 @@ def test_a_changed_spec_runs_with_event_update_in_every_step(things: World) -> N
     assert world.json("apply", "-f", file)[0]["run"] == ""
     thing["metadata"] = {"owner": "me"}
     assert _put(world, thing) == "", "metadata only"
-    assert world.json("get", "thing", "changing")["metadata"] == {
-        **world.json("get", "thing", "changing")["metadata"],
-        "owner": "me",
-        "version": "3",
-    }
-    assert [it["event"] for it in world.json("get", "runs", "--name", "changing")] == ["update", "create"]
+    metadata = world.json("get", "thing", "changing")["metadata"]
+    assert (metadata["owner"], metadata["version"]) == ("me", "3")
+    assert [it["event"] for it in world.get("/runs?name=changing")["items"]] == ["update", "create"]
 
 
 def test_of_three_changes_the_second_is_superseded(things: World) -> None:
@@ -138,7 +135,7 @@ def test_of_three_changes_the_second_is_superseded(things: World) -> None:
     gate = world.folder / "gate-three"
     thing = _thing("quick", value=0, gate=str(gate))
     world.ok("apply", "-f", world.file("quick.json", thing))
-    create = world.json("get", "thing", "quick")["active_run"]
+    create = world.get("/resources/thing/quick")["active_run"]
     gate.touch()
     world.ended(create)
     gate.unlink()
@@ -150,7 +147,7 @@ def test_of_three_changes_the_second_is_superseded(things: World) -> None:
     superseded = world.ended(runs[1])
     assert (superseded["status"], superseded["reason"]) == ("Cancelled", f"superseded by {runs[2]}")
     assert {it["status"] for it in superseded["steps"]} <= {"Skipped", "Cancelled"}
-    waiting = world.json("get", "thing", "quick")
+    waiting = world.get("/resources/thing/quick")
     assert (waiting["active_run"], [it["run_id"] for it in waiting["queue"]]) == (runs[0], [runs[2]])
     gate.touch()
     first, third = world.ended(runs[0]), world.ended(runs[2])
@@ -183,7 +180,7 @@ def test_a_delete_during_a_run_cancels_it_and_is_last(things: World) -> None:
     assert world.ok("delete", "thing", "doomed", "--wait") == "thing/doomed deleted\n"
     assert watcher.end() == 3
     run_id = watcher.out.rpartition("\nrun ")[2].partition(":")[0]
-    run = world.json("get", "run", run_id)
+    run = world.get(f"/runs/{run_id}")
     assert run["status"] == "Cancelled"
     assert [(it["id"], it["status"]) for it in run["steps"]] == [
         ("first", "Cancelled"),
@@ -214,7 +211,7 @@ def test_a_pipeline_posted_as_a_resource_works_and_keeps_its_versions(things: Wo
     assert [it["id"] for it in first["spec"]["steps"]] == ["first"]
     assert [it["id"] for it in world.json("get", "pipeline", "as-resource")["steps"]] == ["first", "second"]
     assert "as-resource" in world.ok("get", "pipelines")
-    assert [it["event"] for it in world.json("get", "runs", "--name", "on-resource")] == ["create"]
+    assert [it["event"] for it in world.get("/runs?name=on-resource")["items"]] == ["create"]
 
 
 def test_a_driver_that_cannot_be_loaded_says_where(empty_world: World, tmp_path: Path) -> None:
@@ -243,7 +240,7 @@ def test_how_a_delete_ended_is_told_by_the_exit_code(empty_world: World) -> None
     ring = {"resource": "treasure", "name": "ring", "spec": {"gate": str(gate), "waits": True}}
     world.ok("apply", "-f", world.file("both.json", [gold, ring]))
     for name in ("gold", "ring"):
-        [created] = world.json("get", "runs", "--name", name)
+        [created] = world.get(f"/runs?name={name}")["items"]
         assert world.ended(created["run_id"])["status"] == "Succeeded"
 
     failed = world.run("delete", "treasure", "gold", "--wait")
@@ -254,9 +251,9 @@ def test_how_a_delete_ended_is_told_by_the_exit_code(empty_world: World) -> None
 
     waiting = world.start("delete", "treasure", "ring", "--wait")
     [run_id] = eventually(
-        lambda: [it["run_id"] for it in world.json("get", "runs", "--name", "ring") if it["event"] == "delete"]
+        lambda: [it["run_id"] for it in world.get("/runs?name=ring")["items"] if it["event"] == "delete"]
     )
-    eventually(lambda: "asked to let go" in world.ok("logs", run_id))
+    world.start("logs", "-f", run_id).until("asked to let go")
     world.ok("cancel", run_id)
     assert waiting.end() == 3
     assert "is Cancelled" in waiting.err
