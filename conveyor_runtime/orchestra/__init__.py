@@ -1,8 +1,9 @@
 """Where containers run: one contract, its backends, and what is common to them.
 
 The contract is in `base` (what every backend has), `capabilities` (what some have), `task` (what goes in) and `status`
-(what comes out). This room knows nothing of resources, runs or the bus: it is told a namespace and an owner, and labels
-what it makes with them. Foreign exceptions (Docker's, the operating system's) are translated inside their backend.
+(what comes out); `checks` is what a backend refuses a task with. This room knows nothing of resources, runs or the bus:
+it is told a namespace and an owner, and labels what it makes with them. Foreign exceptions (Docker's, the operating
+system's) are translated inside their backend.
 
 The registry, and with it the settings, is loaded when first used: a keeper of native containers has no need of them.
 """
@@ -19,6 +20,7 @@ from conveyor_runtime.orchestra.capabilities import (
     VolumeCopy,
     sandboxes_of,
 )
+from conveyor_runtime.orchestra.checks import Wish, check_host_mounts, check_task, mount_path, refuse, wishes
 from conveyor_runtime.orchestra.janitor import reap
 from conveyor_runtime.orchestra.names import check_task_id, namespace, run_of
 from conveyor_runtime.orchestra.status import (
@@ -85,11 +87,17 @@ __all__ = [
     "Ulimit",
     "Volume",
     "VolumeCopy",
+    "Wish",
+    "check_host_mounts",
+    "check_task",
     "check_task_id",
+    "mount_path",
     "namespace",
     "reap",
+    "refuse",
     "run_of",
     "sandboxes_of",
+    "wishes",
 ]
 
 

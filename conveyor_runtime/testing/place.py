@@ -25,9 +25,10 @@ from conveyor_runtime.orchestra import (
     Sandboxes,
     Stream,
     Task,
+    Wish,
     namespace,
+    wishes,
 )
-from conveyor_runtime.orchestra.checks import Wish, wishes
 
 __all__ = ["TAG", "Place", "Said", "SandboxBackend", "run", "unique", "until"]
 

@@ -9,8 +9,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from conveyor_runtime.orchestra import Stream, Task
-from conveyor_runtime.orchestra.checks import mount_path
+from conveyor_runtime.orchestra import Stream, Task, mount_path
 from conveyor_runtime.orchestra.mock import Killed, Process, Program
 from conveyor_runtime.orchestra.native.proc import Target, start_of, sweep
 

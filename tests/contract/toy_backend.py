@@ -28,9 +28,11 @@ from conveyor_runtime.orchestra import (
     Progress,
     Stream,
     Task,
+    check_task,
     check_task_id,
+    mount_path,
+    refuse,
 )
-from conveyor_runtime.orchestra.checks import check_task, mount_path, refuse
 
 
 class Toy:
