@@ -13,6 +13,9 @@ __all__ = ["Pace"]
 FIRST = 12.0
 """Messages worth a batch as long as nothing has been measured: right for a stream that syncs each write."""
 
+_BATCH = 0.0025
+"""Seconds that a batch costs by itself, as long as nothing has been measured."""
+
 MOST = 256.0
 
 AGAIN = 5.0
@@ -22,13 +25,15 @@ tells what one costs now."""
 _SHARE = 0.01
 """What a message adds to a batch, as a part of what the batch costs by itself (measured: 25 us and 2.5 ms)."""
 
-_WEIGHT = 0.05
-"""How much one single counts against those before it."""
+_CHEAPER = 0.3
+"""How much a measurement below what is known counts. Our own loop and what other processes have the server do only ever
+add to a cost, so the low ones are the true ones."""
 
-_BATCH_WEIGHT = 0.2
+_DEARER = 0.002
+"""How much one above it counts: there are hundreds for each low one."""
 
 _OUTLIER = 3.0
-"""Times the usual cost that a batch may count for: a server that stood still for a while says nothing of its pace."""
+"""Times the known cost that one may count for: a server that stood still for a while says nothing of its pace."""
 
 
 class Pace:
@@ -36,42 +41,46 @@ class Pace:
 
     def __init__(self) -> None:
         self._worth = FIRST
-        self._single = 0.0
-        self._batch = 0.0
+        self._single = _BATCH / FIRST
+        self._batch = _BATCH
         self._batch_at = time.monotonic()
-        self._landed = 0
-        self._since = 0.0
+        self._sent_at = 0.0
+        self._sent = 0
+        self._missing = 0
 
     @property
     def worth(self) -> float:
         """The number of messages from which a batch is the faster way."""
         return FIRST if self._worth > FIRST and time.monotonic() - self._batch_at > AGAIN else self._worth
 
-    def single_landed(self) -> None:
-        """A single is stored. Several that one read of the connection told of count together, at `turn`."""
-        self._landed += 1
+    def singles_sent(self, count: int) -> None:
+        """So many were just sent at once. One such burst at a time is measured: the stream takes one message after
+        another, so each costs at most its share of the time until all are stored."""
+        if not self._missing:
+            self._sent_at, self._sent, self._missing = time.monotonic(), count, count
 
-    def turn(self, *, more: bool) -> None:
-        """What had been told is taken in; `more` singles are under way. What each costs shows only while they queue."""
-        if not self._landed:
+    def single_landed(self, sent_at: float) -> None:
+        """A single that was sent then is answered."""
+        if not self._missing or sent_at < self._sent_at:
             return
-        now = time.monotonic()
-        if self._since:
-            took = (now - self._since) / self._landed
-            self._single += (took - self._single) * (1 - (1 - _WEIGHT) ** self._landed if self._single else 1.0)
+        self._missing -= 1
+        if not self._missing:
+            self._single = _follow(self._single, (time.monotonic() - self._sent_at) / self._sent)
             self._judge()
-        self._since, self._landed = (now if more else 0.0), 0
 
     def batch_landed(self, seconds: float, count: int) -> None:
         """A batch of `count` messages is stored."""
-        alone = seconds / (1 + count * _SHARE)
-        if self._batch:
-            alone = min(alone, self._batch * _OUTLIER)
-        self._batch += (alone - self._batch) * (_BATCH_WEIGHT if self._batch else 1.0)
+        self._batch = _follow(self._batch, seconds / (1 + count * _SHARE))
         self._batch_at = time.monotonic()
         self._judge()
 
     def _judge(self) -> None:
-        if self._single and self._batch:
-            gain = self._single - self._batch * _SHARE
-            self._worth = min(max(self._batch / gain, FIRST / 2), MOST) if gain > 0 else MOST
+        gain = self._single - self._batch * _SHARE
+        self._worth = min(max(self._batch / gain, FIRST / 2), MOST) if gain > 0 else MOST
+
+
+def _follow(known: float, measured: float) -> float:
+    """What a thing costs, after one more measurement."""
+    if measured < known:
+        return known + (measured - known) * _CHEAPER
+    return known + (min(measured, known * _OUTLIER) - known) * _DEARER

@@ -120,7 +120,6 @@ class Committer:
     def _pump(self) -> None:
         """Send what may be sent now."""
         self._scheduled = False
-        self._pace.turn(more=self._flights.batch is None and len(self._flights) > 0)
         waiting = self._waiting
         while waiting and self._bus.connected and time.monotonic() >= self._hold_until:
             head = waiting[0]
@@ -135,10 +134,7 @@ class Committer:
             elif len(waiting) < self._pace.worth and all(unit.single for unit in waiting):
                 if len(self._flights) + len(waiting) > self._pace.worth:
                     break  # enough is in flight; what gathers meanwhile may be worth a batch
-                while waiting:
-                    unit = waiting.popleft()
-                    if not unit.future.done():
-                        self._flights.send_singles(unit)
+                self._send_singles([waiting.popleft() for _ in range(len(waiting))])
             else:
                 units = take_batch(waiting)
                 if len(units) == 1 and units[0].single:
@@ -148,9 +144,17 @@ class Committer:
         if not (waiting or self._flights or self._tasks):
             self._idle.set()
 
+    def _send_singles(self, units: list[Unit]) -> None:
+        units = [unit for unit in units if not unit.future.done()]
+        self._pace.singles_sent(len(units))
+        for unit in units:
+            self._flights.send_singles(unit)
+
     # -- answers --------------------------------------------------------------------------------------------
 
     def _landed(self, flight: Flight, ack: PubAck) -> None:
+        if flight.into is not None:
+            self._pace.single_landed(flight.sent_at)
         if ack.error:
             self.stats.refused += 1
             self._refused(flight, ack)
@@ -173,7 +177,6 @@ class Committer:
             unit.stored(receipts)
 
     def _stored_single(self, unit: Unit, flight: Flight, ack: PubAck) -> None:
-        self._pace.single_landed()
         if flight.stale:
             return
         unit.receipts[flight.index] = Receipt(ack.seq, ack.duplicate)
