@@ -15,7 +15,7 @@ from conveyor_runtime.engine.nodes import Nodes
 from conveyor_runtime.errors import InfrastructureError, RequestError
 from conveyor_runtime.kit import identity
 from conveyor_runtime.kit.identity import ProcessIdentity
-from conveyor_runtime.reconcile import claims, manager
+from conveyor_runtime.reconcile import claims, deliveries, manager
 from conveyor_runtime.reconcile.lease import Lease
 from conveyor_runtime.reconcile.registration import Registration
 from tests.model.gates import GatedPuller
@@ -40,7 +40,7 @@ class StandIns:
         patch.setattr(identity, "pid_namespace", lambda: "pids")
         patch.setattr(identity, "start_time", self._alive.get)
         patch.setattr(ProcessIdentity, "own", classmethod(lambda cls: self._identity()))
-        patch.setattr(manager, "Puller", GatedPuller)
+        patch.setattr(deliveries, "Puller", GatedPuller)
         for name in ("guard_streams", "watch_epoch"):
             patch.setattr(manager, name, _for_ever)
         patch.setattr(Registration, "register", _at_once)

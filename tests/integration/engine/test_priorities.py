@@ -195,4 +195,6 @@ async def test_what_overtakes_takes_its_token_like_the_others(cluster: Cluster) 
     assert not [n for n, at in enumerate(times) if at < times[0] + n / 10 - 0.05], times
     assert sum(name.startswith("high") for name, _ in starts[-6:]) == 0, starts
     slots = cast(RatedSlots, manager._deliveries._slots)
-    assert slots.free + slots._rest == 4, "no slot is made or lost"
+    async with asyncio.timeout(5):  # a run ends before the worker has heard that its result is stored
+        while slots.free + slots._rest != 4:
+            await asyncio.sleep(0.01)
