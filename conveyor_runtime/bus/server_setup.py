@@ -29,6 +29,9 @@ __all__ = [
 MAX_PAYLOAD = 4 << 20
 """Bytes in one message: a dispatch carries a spec of 256 KiB and the results of earlier steps."""
 
+LOCK_PATIENCE = 5.0
+"""Seconds that whoever has a data directory gets to leave it."""
+
 _SYNC = re.compile(r"always|[1-9]\d*(ms|s|m|h)")
 
 
@@ -131,14 +134,14 @@ def _write_private(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-async def lock_data_dir(data_dir: Path, patience: float = 5.0) -> int:
+async def lock_data_dir(data_dir: Path) -> int:
     """Take the directory for one server and return the lock's descriptor; close it to give the lock back.
 
     The server inherits it, so the lock lasts as long as either process: an orphan that is still on its way out
-    keeps the next one from opening the same files. ConfigError after `patience` seconds.
+    keeps the next one from opening the same files. ConfigError after `LOCK_PATIENCE` seconds.
     """
     descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    give_up = time.monotonic() + patience
+    give_up = time.monotonic() + LOCK_PATIENCE
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

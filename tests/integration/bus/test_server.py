@@ -181,7 +181,10 @@ async def test_a_free_port_is_taken_again_unless_another_has_it(start_server: St
     assert (await start_server(data_dir=tmp_path / "d")).url == moved
 
 
-async def test_a_data_directory_serves_one_server(start_server: StartServer, tmp_path: Path) -> None:
+async def test_a_data_directory_serves_one_server(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_setup, "LOCK_PATIENCE", 0.5)
     await start_server(data_dir=tmp_path / "d")
     with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}; stop that one"):
         await start_server(data_dir=tmp_path / "d")

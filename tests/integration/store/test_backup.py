@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-from conveyor_runtime.bus import Bus, subjects
+from conveyor_runtime.bus import Bus, server_setup, subjects
 from conveyor_runtime.bus.snapshot import restore_stream
 from conveyor_runtime.bus.streams import DLQ, LOGS, MESSAGES, RESULTS, STATE, STREAMS, ensure_streams, stream_info
 from conveyor_runtime.config import ApiSettings, BusSettings
@@ -220,6 +220,7 @@ async def test_a_store_is_restored_whole_or_is_not_there(start_server: StartServ
 async def test_nobody_serves_a_folder_while_it_is_restored_to(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(server_setup, "LOCK_PATIENCE", 0.5)
     old, file, data = await start_server(), tmp_path / "backup", tmp_path / "data"
     async with cluster_on(old.url):
         await _backup(file, old.url)
