@@ -107,6 +107,7 @@ async def _serve(payload: Resource[TaskSpec], logger: DriverLogger, context: Run
     """There is one container of it, with this spec, and it runs."""
     spec, ns = payload.spec, _service_namespace(payload, context)
     backend = context.orchestra.pick(spec.backend)
+    await _close_service(payload, context, logger, but=backend)
     wanted = f"s-{spec.fingerprint()}"
     for other in await _containers(backend, ns, context):
         if other != wanted and await _remove(backend, ns, other, context):
@@ -131,11 +132,13 @@ async def _delete(payload: Resource[TaskSpec], context: RunContext) -> DriverRes
     return DriverResult(success=True, message="nothing of this task is left")
 
 
-async def _close_service(payload: Resource[Any], context: RunContext, logger: DriverLogger | None) -> None:
-    """Wherever it is: an update may have moved it to another backend."""
+async def _close_service(
+    payload: Resource[Any], context: RunContext, logger: DriverLogger | None, *, but: Backend | None = None
+) -> None:
+    """Wherever it is: an update may have moved it to another backend, and then it is to be on that one only."""
     ns = _service_namespace(payload, context)
     for backend in context.orchestra.backends:
-        if any(info.ns == ns for info in await backend.namespaces(context.installation)):
+        if backend is not but and any(info.ns == ns for info in await backend.namespaces(context.installation)):
             context.ensure_current()
             await backend.close_namespace(ns, grace=context.settings.kill_grace)
             if logger is not None:

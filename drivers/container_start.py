@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from conveyor_runtime.errors import ImageNotFound, TerminalError
 from conveyor_runtime.models import DriverResult, Resource
 from conveyor_runtime.orchestra import Limits, Task, sandboxes_of
@@ -16,30 +18,27 @@ async def reconcile(
     """Start the sandbox, or find the one that an earlier attempt started."""
     spec = payload.spec
     backend = context.orchestra.pick(spec.backend)
-    is_native = backend.name == "native"
-    if not spec.image and backend.name not in ("native", "qemu"):  # the one has none, the other one of its own
-        raise TerminalError(
-            f"backend {backend.name} needs an image: set spec.image, or a default image for {payload.resource}"
-        )
     task = Task(id=SANDBOX, image=spec.image or "", limits=spec.limits.as_limits(), pull=spec.pull, warm=spec.warm)
 
     async def progress(line: str) -> None:
         logger.info(line)
 
     try:
-        with await backend.prepare(task, progress):
+        with await backend.prepare(task, progress) as prepared:
             context.ensure_current()
             sandbox = await sandboxes_of(backend).start_sandbox(run_namespace(context), task, owner_of(context))
     except ImageNotFound as error:
         raise TerminalError(str(error)) from error
-    # Docker's are hexadecimal digits; the others' begin with what all of them have in common.
-    where = f"{backend.name} sandbox {sandbox.id[:12] if backend.name == 'docker' else sandbox.id}"
-    logger.info(f"started {where}" if is_native or not spec.image else f"started {where} from {spec.image}")
+    # A hash is known by its beginning; what is no hash begins with what all of them have in common.
+    where = f"{backend.name} sandbox {sandbox.id[:12] if re.fullmatch('[0-9a-f]{64}', sandbox.id) else sandbox.id}"
+    # A backend without images ignores the name of one.
+    logger.info(f"started {where} from {spec.image}" if spec.image and prepared.digest else f"started {where}")
     ref = ContainerRef(
         container_id=sandbox.id,
         backend=backend.name,
         node=backend.node,
         image=spec.image,
+        digest=prepared.digest,
         workspace=sandbox.workspace,
     )
     return DriverResult(success=True, message=f"{where} is running", data=ref.model_dump(by_alias=True))

@@ -37,6 +37,7 @@ class ContainerRef(Model):
     backend: str | None = None
     node: str | None = None
     image: str | None = None
+    digest: str = ""
     workspace: str = ""
 
     @classmethod

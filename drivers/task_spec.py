@@ -127,5 +127,6 @@ class TaskSpec(Model):
         )
 
     def fingerprint(self) -> str:
-        """12 hexadecimal digits that change with the spec."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """12 hexadecimal digits that change with the spec, and with nothing else: a field that a later version adds
+        must not restart every service."""
+        return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:12]

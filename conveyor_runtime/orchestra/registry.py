@@ -89,6 +89,11 @@ def _load(name: str, place: str) -> Factory:
         raise ConfigError(f"backend {name!r} cannot be loaded from {place}: {error}") from error
 
 
+async def _close(backends: Iterable[Backend]) -> None:
+    for backend in backends:
+        await backend.close()
+
+
 class Orchestra:
     """The backends one process can use."""
 
@@ -118,12 +123,12 @@ class Orchestra:
         for name in _AUTO if choice == "auto" else names:
             try:
                 backends[name] = host if name == "native" else await registry.open(name, settings)
-            except BackendUnavailable as error:
-                if choice != "auto":
-                    for backend in {host, *backends.values()}:
-                        await backend.close()
-                    raise
-                logger.debug("no %s here: %s", name, error, extra={"action": "backend_absent"})
+            except BaseException as error:
+                if choice == "auto" and isinstance(error, BackendUnavailable):
+                    logger.debug("no %s here: %s", name, error, extra={"action": "backend_absent"})
+                    continue
+                await _close({host, *backends.values()})
+                raise
         return cls(backends, next(iter(backends)), host)
 
     @property
@@ -173,8 +178,7 @@ class Orchestra:
 
     async def close(self) -> None:
         """Release the connections. Containers go on."""
-        for backend in self.backends:
-            await backend.close()
+        await _close(self.backends)
 
     def _serving(self) -> list[Backend]:
         return sorted(self._backends.values(), key=lambda backend: backend.name != self._default)

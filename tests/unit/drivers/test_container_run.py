@@ -244,6 +244,29 @@ async def test_a_service_that_becomes_a_task_is_removed(world: World) -> None:
     assert await world.backend.namespaces("inst") == []
 
 
+@pytest.mark.docker
+async def test_a_service_that_moves_to_another_backend_is_on_that_one_only(tmp_path: Path, busybox: str) -> None:
+    orchestra = await Orchestra.open("docker,native", BackendSettings(native_root=tmp_path / "native"))
+    world, native = World(orchestra, busybox), orchestra.pick("native")
+    try:
+        await world("create", **sh("sleep 1000"), restart="always", backend="docker")
+        await world("update", **sh("sleep 1000"), restart="always", backend="native")
+        assert await orchestra.pick("docker").namespaces("inst") == []
+        assert [info.ns for info in await native.namespaces("inst")] == [world.service]
+        await world("update", **sh("sleep 1000"), restart="always", backend="docker")
+        assert await native.namespaces("inst") == []
+        assert len(await world.containers()) == 1
+    finally:
+        await world("delete")
+        await orchestra.close()
+
+
+def test_an_upgrade_restarts_no_service() -> None:
+    """A spec's fingerprint names its container: it must be what it was in earlier versions."""
+    spec = TaskSpec.model_validate({"image": "web:1", "command": ["serve"], "restart": "always", "ports": [80]})
+    assert spec.fingerprint() == "8ffd573344ec"
+
+
 async def test_delete_removes_it(world: World) -> None:
     number = unique()
     await world("create", **sh(f"sleep {number}"), restart="always")
