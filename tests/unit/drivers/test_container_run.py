@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, cast
 
 import jsonschema_rs
@@ -47,6 +48,7 @@ class World:
         self.orchestra = orchestra
         self.image = image
         self.log = Log()
+        self.installation = f"t{token_hex(4)}"  # others of these tests use the same engine
         self.settings = DriverSettings(kill_grace=0.3)
         self.runs = 0
 
@@ -56,7 +58,7 @@ class World:
 
     @property
     def service(self) -> str:
-        return namespace("inst", f"service-{ID}")
+        return namespace(self.installation, f"service-{ID}")
 
     def context(self, **changes: Any) -> RunContext:
         found = RunContext(
@@ -67,7 +69,7 @@ class World:
             driver="container-run",
             event="create",
             node=self.backend.node,
-            installation="inst",
+            installation=self.installation,
             settings=self.settings,
             orchestra_=self.orchestra,
         )
@@ -87,7 +89,7 @@ class World:
 
     async def containers(self) -> list[str]:
         """Ids of the service's containers that run."""
-        infos = await self.backend.namespaces("inst")
+        infos = await self.backend.namespaces(self.installation)
         found = []
         for step in {owner.step for info in infos if info.ns == self.service for owner in info.owners}:
             try:
@@ -105,7 +107,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     found = World(orchestra, image)
     yield found
     await found("delete")
-    assert await found.backend.namespaces("inst") == []
+    assert await found.backend.namespaces(found.installation) == []
     await orchestra.close()
 
 
@@ -118,7 +120,7 @@ async def test_a_task_runs_to_its_end(world: World) -> None:
     assert result.success
     said = [line for line in world.log.lines if line[0]]
     assert sorted(said) == [("stderr", "oops"), ("stdout", "end"), ("stdout", "hello you")]
-    assert await world.backend.namespaces("inst") == []
+    assert await world.backend.namespaces(world.installation) == []
 
 
 async def test_what_a_task_may_see_of_the_machine(world: World, tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ async def test_a_task_that_fails(world: World) -> None:
         await world("create", **sh("exit 4"), restart="on-failure:2")
     with pytest.raises(TaskTimedOut, match="1 s"):
         await world("create", **sh("sleep 100"), timeout=1)
-    assert await world.backend.namespaces("inst") == []
+    assert await world.backend.namespaces(world.installation) == []
 
 
 async def test_a_task_that_is_cancelled(world: World) -> None:
@@ -153,13 +155,13 @@ async def test_a_task_that_is_cancelled(world: World) -> None:
     await asyncio.wait([running], timeout=30)
     assert running.cancelled()
     assert sleeping(number) == []
-    assert await world.backend.namespaces("inst") == []
+    assert await world.backend.namespaces(world.installation) == []
 
 
 async def test_a_worker_that_takes_over_finds_the_container(world: World, tmp_path: Path) -> None:
     context = world.context()
     spec = TaskSpec.model_validate({"image": world.image, **sh("echo once; sleep 1; exit 6")})
-    ns = namespace("inst", context.run_id)
+    ns = namespace(world.installation, context.run_id)
     await world.backend.run(ns, spec.as_task("task-1", 0.3), owner_of(context))
     with pytest.raises(TaskFailed, match="exit code 6"):
         # What it is told now does not matter: the container is there.
@@ -241,7 +243,7 @@ async def test_a_service_that_becomes_a_task_is_removed(world: World) -> None:
     await world("create", **sh("sleep 1000"), restart="always")
     await world("update", **sh("true"))
     assert await world.containers() == []
-    assert await world.backend.namespaces("inst") == []
+    assert await world.backend.namespaces(world.installation) == []
 
 
 @pytest.mark.docker
@@ -251,10 +253,10 @@ async def test_a_service_that_moves_to_another_backend_is_on_that_one_only(tmp_p
     try:
         await world("create", **sh("sleep 1000"), restart="always", backend="docker")
         await world("update", **sh("sleep 1000"), restart="always", backend="native")
-        assert await orchestra.pick("docker").namespaces("inst") == []
-        assert [info.ns for info in await native.namespaces("inst")] == [world.service]
+        assert await orchestra.pick("docker").namespaces(world.installation) == []
+        assert [info.ns for info in await native.namespaces(world.installation)] == [world.service]
         await world("update", **sh("sleep 1000"), restart="always", backend="docker")
-        assert await native.namespaces("inst") == []
+        assert await native.namespaces(world.installation) == []
         assert len(await world.containers()) == 1
     finally:
         await world("delete")
@@ -273,7 +275,7 @@ async def test_delete_removes_it(world: World) -> None:
     await until(lambda: sleeping(number), 30)
     await world("delete")
     assert sleeping(number) == []
-    assert await world.backend.namespaces("inst") == []
+    assert await world.backend.namespaces(world.installation) == []
     await world("delete")
 
 
