@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, ImageNotFound, TerminalError
-from conveyor_runtime.orchestra import ExecTag, Limits, Mount, Task
+from conveyor_runtime.orchestra import ExecTag, Limits, Mount, RestartPolicy, Task, checks
 from conveyor_runtime.orchestra.docker import DockerBackend
 from conveyor_runtime.testing import Place, Said, run, unique
 from tests.contract.conftest import sleeping, until
@@ -88,6 +88,34 @@ async def test_mounts_are_shared_by_the_namespace(docker_place: Place) -> None:
     two = await started(docker_place, mounts=mounts, id="second")
     await run(one, "echo shared > /cache/f")
     assert (await run(two, "cat /cache/f"))[1].stdout == b"shared\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"timeout": 1.0}, "timeout"),
+        ({"stdin": b"x"}, "stdin"),
+        ({"restart": RestartPolicy("on-failure", 2)}, "restart policy"),
+        ({"command": ("false",)}, "command"),
+    ],
+)
+async def test_what_only_a_container_can_have_a_sandbox_is_refused(
+    docker_place: Place, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(TerminalError, match=said):
+        await started(docker_place, **options)
+    assert await docker_place.backend.namespaces(docker_place.installation) == []
+
+
+async def test_a_wish_that_docker_does_not_know_is_refused(
+    docker_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = checks.wishes
+    monkeypatch.setattr(checks, "wishes", lambda task: known(task) | {"a new one"})
+    backend = await docker_place.open()
+    for start in (backend.run, backend.start_sandbox):
+        with pytest.raises(TerminalError, match="a new one"):
+            await start(docker_place.ns(), docker_place.task(), docker_place.owner())
 
 
 async def test_zombies_are_reaped(docker_place: Place) -> None:

@@ -31,6 +31,14 @@ __all__ = ["DockerBackend"]
 
 log = logging.getLogger(__name__)
 
+_SANDBOX_KEEPS: tuple[checks.Wish, ...] = (
+    *("cpu limit", "memory limit", "pids limit", "disk limit", "ulimits"),
+    *("mounts", "absolute mount paths", "read-only mounts", "volume sizes", "host mounts", "tmpfs"),
+    *("user", "privileged", "network none", "network bridge", "network host", "named network"),
+    *("ports", "publish all ports", "the image's own command"),
+)
+_CONTAINER_KEEPS: tuple[checks.Wish, ...] = (*_SANDBOX_KEEPS, "restart policy", "timeout", "stdin")
+
 
 class DockerBackend:
     """See `conveyor_runtime.orchestra.base.Backend`, `capabilities.Sandboxes` and `capabilities.KeepsWarm`."""
@@ -63,12 +71,12 @@ class DockerBackend:
 
     async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """See the contract."""
-        await self._check(task)
+        await self._check(task, _CONTAINER_KEEPS)  # whether it is to be a sandbox is not told yet
         return await self._images.require(task, on_progress)
 
     async def run(self, ns: str, task: Task, owner: Owner) -> DockerContainer:
         """See the contract."""
-        await self._check(task)
+        await self._check(task, _CONTAINER_KEEPS)
         for mount in sorted(task.mounts, key=lambda mount: -mount.size_bytes):  # what may be refused comes first
             await self.create_volume(ns, mount.volume, owner, size_bytes=mount.size_bytes)
         async with self._placing.place(task) as placed:
@@ -104,7 +112,9 @@ class DockerBackend:
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> DockerSandbox:
         """See the contract."""
-        await self._check(task)
+        await self._check(task, _SANDBOX_KEEPS)
+        if task.command:
+            raise TerminalError("a sandbox on docker has no command of its own; its execs have")
         if self._warm is not None and (taken := await self._warm.take(ns, task, owner)) is not None:
             return taken
         async with self._placing.place(task) as placed:
@@ -181,9 +191,10 @@ class DockerBackend:
         await self._images.close()
         await self._engine.close()
 
-    async def _check(self, task: Task) -> None:
+    async def _check(self, task: Task, keeps: tuple[checks.Wish, ...]) -> None:
         """Refuse what cannot be kept, before anything is made."""
         checks.check_task(task)
+        checks.refuse(task, "docker", keeps)
         checks.check_host_mounts(task, self._host_paths)
         if not task.image:
             raise TerminalError("a task on docker needs an image")
