@@ -131,8 +131,8 @@ class BackendSettings:
     """Paths of the backend's machine that tasks may mount, and all below them. None listed, none allowed."""
 
     networks: tuple[str, ...] = ()
-    """Docker networks among which containers are spread that ask for none; there already, made by the operator. None
-    listed = the engine's own bridge, which holds at most 1023."""
+    """Docker networks among which containers are spread that ask for none; there already, made by the operator; `host`
+    is none of them. None listed = the engine's own bridge, which holds at most 1023."""
 
     images: ImageSettings = ImageSettings()
 

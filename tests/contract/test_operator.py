@@ -50,6 +50,17 @@ async def test_a_network_that_is_not_there_is_said_at_the_start(docker_engine: A
         await DockerBackend.open(BackendSettings(networks=("no-such",)))
 
 
+async def test_the_machines_own_network_is_nobodys(busybox: str, docker_engine: Any, docker_place: Place) -> None:
+    identity = docker_engine.inspect_network("host")["Id"]
+    for network in ("host", identity, identity[:12]):
+        with pytest.raises(TerminalError, match="network"):
+            await docker_place.backend.run(
+                docker_place.ns(), docker_place.sh("true", network=network), docker_place.owner()
+            )
+        with pytest.raises(ConfigError, match="the machine's own"):
+            await DockerBackend.open(BackendSettings(networks=(network,)))
+
+
 async def test_host_paths_that_are_listed(busybox: str, tmp_path: Path) -> None:
     async def open_backend() -> DockerBackend:
         return await DockerBackend.open(BackendSettings(host_paths=(tmp_path,)))

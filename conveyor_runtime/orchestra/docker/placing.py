@@ -25,18 +25,26 @@ class Placing:
         self._networks = Networks(listed) if listed else None
 
     async def check_listed(self) -> None:
-        """Raises `ConfigError` for a listed network that the engine does not have."""
+        """Raises `ConfigError` for a listed network that the engine does not have, and for the machine's own."""
         for name in self._networks.names if self._networks else ():
-            if not await self._is_there(name):
+            driver = await self._driver(name)
+            if driver is None:
                 raise ConfigError(f"docker has no network {name!r}: make it (docker network create), or do not list it")
+            if driver == "host":
+                raise ConfigError(f"docker's network {name!r} is the machine's own, where no container goes")
 
     async def check(self, task: Task) -> None:
         """Raises `TerminalError` for a network that the engine does not have, and for ports that no network can
         publish."""
-        if (task.ports or task.publish_all) and task.network in ("none", "host"):
-            raise TerminalError(f"no port can be published with network {task.network}")
-        if task.network not in ("default", "none", "bridge", "host") and not await self._is_there(task.network):
+        if (task.ports or task.publish_all) and task.network == "none":
+            raise TerminalError("no port can be published with network none")
+        if task.network in ("default", "none", "bridge"):
+            return
+        driver = await self._driver(task.network)
+        if driver is None:
             raise TerminalError(f"docker has no network {task.network!r}")
+        if driver == "host":  # by its id
+            raise TerminalError("no container goes on the machine's own network")
 
     @asynccontextmanager
     async def place(self, task: Task) -> AsyncIterator[Task]:
@@ -51,9 +59,9 @@ class Placing:
         found = await self._engine.call(self._engine.api.containers, filters={"network": list(names)})
         return Counter(name for container in found for name in container["NetworkSettings"]["Networks"])
 
-    async def _is_there(self, name: str) -> bool:
+    async def _driver(self, name: str) -> str | None:
+        """What makes that network; None if there is none."""
         try:
-            await self._engine.call(self._engine.api.inspect_network, name)
+            return str((await self._engine.call(self._engine.api.inspect_network, name))["Driver"])
         except Gone:
-            return False
-        return True
+            return None
