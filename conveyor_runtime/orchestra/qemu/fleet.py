@@ -90,7 +90,8 @@ class Fleet:
         machine = await self._machines.describe(task)
         frozen = await self._templates.get(machine, _say_nothing)
         directory = self._layout.vm(ns)
-        await self._kill(ns)  # one that somebody began with and did not finish
+        if directory.exists():
+            await self._kill(ns)  # one that somebody began with and did not finish
         await asyncio.to_thread(_clear, directory)
         try:
             vm = await Vm.take_up(machine, directory, frozen, exports=exports, name=ns)

@@ -22,7 +22,7 @@ from conveyor_runtime.orchestra.task import Stdin
 __all__ = ["Job", "Outcome"]
 
 _CHUNK = 256 * 1024
-_LOOKS = (0.005, 0.01, 0.02, 0.03, 0.05)  # seconds between looks without news, the last one repeated
+_LEAST, _MOST = 0.005, 0.05  # seconds between looks; in between, an eighth of how long there was no news
 _LOST = 2.0  # seconds between questions whether somebody still watches over the job
 _STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
@@ -167,16 +167,17 @@ class _Pulse:
         self._job = job
         self._vm = vm
         self._watcher = watcher
-        self._looks = 0
-        self._asked = asyncio.get_running_loop().time()
+        self._news = self._asked = asyncio.get_running_loop().time()
 
     async def beat(self, news: bool) -> None:
         """Wait for a moment, shorter after news, and not longer than the machine lives. Now and then, ask whether
         somebody still watches over the job."""
         assert self._vm is not None
-        self._looks = 0 if news else self._looks + 1
+        now = asyncio.get_running_loop().time()
+        if news:
+            self._news = now
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOKS[min(self._looks, len(_LOOKS) - 1)]):
+            async with asyncio.timeout(min(max((now - self._news) / 8, _LEAST), _MOST)):
                 await self._vm.ended()
         now = asyncio.get_running_loop().time()
         if self._watcher and now - self._asked > _LOST:

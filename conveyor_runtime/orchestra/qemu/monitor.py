@@ -35,18 +35,16 @@ class Monitor:
         return await self._execute(command, named)
 
     async def save(self, file: Path, timeout: float = 120.0) -> None:
-        """Stop the machine and write the state of its devices; its memory must be a shared file."""
-        await self.ask("stop")
+        """Write the state of its devices, with which it stops; its memory must be a shared file."""
         await self._execute("migrate-set-capabilities", _IGNORE_SHARED)
         await self.ask("migrate", uri=f"exec:cat > '{file}'")
         await self._until("query-migrate", {"completed"}, {"failed", "cancelled"}, timeout)
 
-    async def restore(self, file: Path, timeout: float = 60.0) -> None:
-        """Take up the state that `save` wrote, and go on. The machine was started with `-incoming defer`."""
+    async def restore(self, handle: int) -> None:
+        """Have it take up the state that `save` wrote and go on, or end if it cannot. It was started with `-incoming
+        defer`, and with that file open as `handle`."""
         await self._execute("migrate-set-capabilities", _IGNORE_SHARED)
-        await self.ask("migrate-incoming", uri=f"exec:cat '{file}'")
-        await self._until("query-status", {"paused", "running"}, {"internal-error", "io-error"}, timeout)
-        await self.ask("cont")
+        await self.ask("migrate-incoming", uri=f"fd:{handle}")
 
     async def _until(self, command: str, wanted: set[str], failed: set[str], timeout: float) -> None:
         deadline = asyncio.get_running_loop().time() + timeout

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, BackendUnavailable
@@ -71,8 +72,8 @@ def find(directory: Path) -> Process | None:
     return None
 
 
-async def start(binary: str, arguments: list[str], directory: Path) -> Process:
-    """Start it and return when its sockets are there. It does not end with us.
+async def start(binary: str, arguments: list[str], directory: Path, inherited: Sequence[int] = ()) -> Process:
+    """Start it and return when its sockets are there. It does not end with us. `inherited` = files it finds open.
 
     Raises `BackendUnavailable` if there is no qemu, `BackendError` with its own words if it refuses.
     """
@@ -84,7 +85,13 @@ async def start(binary: str, arguments: list[str], directory: Path) -> Process:
     try:
         with log.open("wb") as stderr:
             child = await asyncio.create_subprocess_exec(
-                *command, stdin=nothing, stdout=nothing, stderr=stderr, cwd=directory, start_new_session=True
+                *command,
+                stdin=nothing,
+                stdout=nothing,
+                stderr=stderr,
+                cwd=directory,
+                start_new_session=True,
+                pass_fds=inherited,
             )
             try:
                 async with asyncio.timeout(_START):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Self
@@ -26,6 +27,7 @@ JOBS, VOLUMES = "jobs", "volumes"
 _BOOT = {"kvm": 60.0, "tcg": 300.0}
 """Seconds until the agent answers; a whole distribution takes half a minute without an accelerator."""
 _WAKE = 15.0
+_ENDING = 1.0  # seconds from when qemu closes its files until it has ended
 
 
 class Vm:
@@ -63,7 +65,11 @@ class Vm:
         arguments = machine.arguments(directory, memory=(memory, True) if memory else None, exports=exports)
         vm = cls(directory, await process.start(BINARY, arguments, directory))
         try:
-            await vm._agent(_BOOT[machine.accelerator[0]], machine.image.name)
+            timeout, image = _BOOT[machine.accelerator[0]], machine.image.name
+            if not await vm._answers(timeout):
+                raise TerminalError(
+                    f"no guest agent answers in {image} within {timeout:g} s: install qemu-guest-agent in it"
+                )
             await vm.guest.settle()
         except BaseException:
             await vm.kill()
@@ -82,15 +88,18 @@ class Vm:
         name: str = "conveyor",
     ) -> Self:
         """A machine that goes on where the frozen one in `frozen` stopped, on a copy of its disk and memory that is
-        made as it is written to."""
+        made as it is written to. Raises `BackendError` if it does not go on."""
         shutil.copyfile(frozen / "overlay.qcow2", directory / DISK)
         cls._furnish(machine, directory, name)
         arguments = machine.arguments(directory, memory=(frozen / "memory", False), exports=exports)
-        vm = cls(directory, await process.start(BINARY, [*arguments, "-incoming", "defer"], directory))
+        with (frozen / "state").open("rb") as state:
+            handle = state.fileno()
+            vm = cls(directory, await process.start(BINARY, [*arguments, "-incoming", "defer"], directory, [handle]))
         try:
             async with monitor(directory) as control:
-                await control.restore(frozen / "state")
-            await vm._agent(_WAKE, machine.image.name)
+                await control.restore(handle)
+            if not await vm._answers(_WAKE):
+                raise BackendError(f"{machine.image.name} does not go on within {_WAKE:g} s")
         except BaseException:
             await vm.kill()
             vm.close()
@@ -134,24 +143,21 @@ class Vm:
         if machine.image.kernel is None:
             write_seed(directory / SEED, name)
 
-    async def _agent(self, timeout: float, image: str) -> None:
-        import asyncio
-
+    async def _answers(self, timeout: float) -> bool:
+        """Whether its agent does within that. Raises `BackendError` if it ends meanwhile."""
         answer = asyncio.ensure_future(self.guest.agent.answers(timeout))
         end = asyncio.ensure_future(self._process.ended.wait())
         try:
             await asyncio.wait([answer, end], return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            if answer.done() and answer.exception() is None:
+                return True
+            await asyncio.wait([end], timeout=_ENDING)
+            if not self.alive:
                 raise BackendError(str(self.gone()))
-            try:
-                answer.result()
-            except BackendError as error:
-                if not self.alive:
-                    raise BackendError(str(self.gone())) from error
-                raise TerminalError(
-                    f"no guest agent answers in {image} within {timeout:g} s: install qemu-guest-agent in it"
-                ) from error
+            return False
         finally:
             answer.cancel()
             end.cancel()
             await asyncio.wait([answer, end])
+            if not answer.cancelled():
+                answer.exception()  # what became of it is told above

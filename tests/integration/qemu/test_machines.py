@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conveyor_runtime.errors import BackendError, Gone, ImageNotFound, TerminalError
+from conveyor_runtime.errors import Gone, ImageNotFound, TerminalError
 from conveyor_runtime.orchestra import HostMount, Limits, Sandbox
 from conveyor_runtime.orchestra.qemu import QemuBackend, accel, process, vm
 from conveyor_runtime.testing import Place, Said, run
@@ -160,12 +160,15 @@ async def test_the_accelerator_is_found_by_trying(tmp_path: Path) -> None:
 
 
 async def test_a_frozen_machine_that_cannot_be_taken_up_is_booted_instead(
-    place: Place, backend: QemuBackend, monkeypatch: pytest.MonkeyPatch
+    place: Place, backend: QemuBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(*_: object, **__: object) -> vm.Vm:
-        raise BackendError("the state is of another world")
-
-    monkeypatch.setattr(vm.Vm, "take_up", broken)
+    frozen = backend._fleet._templates.find(await backend._fleet._machines.describe(place.task()))
+    assert frozen is not None
+    for name in ("memory", "overlay.qcow2"):
+        (tmp_path / name).symlink_to(frozen / name)
+    state = (frozen / "state").read_bytes()
+    (tmp_path / "state").write_bytes(state[: len(state) // 2])
+    monkeypatch.setattr(backend._fleet._templates, "find", lambda _: tmp_path)
     sandbox = await start(place, "cold")
     status, said = await run(sandbox, "df -m . | tail -1; echo ok")
     assert status.status == "success"
