@@ -1,8 +1,8 @@
-"""The way to the Docker engine: one client, one bounded pool of threads, its errors in our words.
+"""The way to the Docker engine: one client, two bounded pools of threads, its errors in our words.
 
-Calls leave through the pool. A stream (the output of an exec, the progress of a pull) is read by a thread of its
-own, because it lives as long as what it reports on: in the pool, a few long builds would hold up every call, and the
-one that stops them among those.
+Calls leave through one pool, what takes as long as there are files through the other: a few copies in the first would
+hold up every call, and the one that kills among those. A stream (the output of an exec, the progress of a pull) is read
+by a thread of its own, because it lives as long as what it reports on.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _docker: Any = docker  # it has no types to check against
 _PODMAN_CONFLICTS = ("is already in use", "container state improper")
 
 _WORKERS = 16
+_TRANSFERS = 8
 _FIRST_ANSWER = 10.0  # seconds for a daemon to say that it is there
 _ANSWER = 120.0  # seconds of silence after which a call counts as lost
 
@@ -80,7 +81,7 @@ def _no_answer(error: Exception) -> str:
 
 
 class Engine:
-    """A Docker engine. `api` is the low-level client: use it only inside a function given to `call`."""
+    """A Docker engine. `api` is the low-level client: use it only inside a function given to `call` or `transfer`."""
 
     def __init__(self, api: Any, node: str, info: dict[str, Any]) -> None:
         """`info` is what the engine says of itself."""
@@ -92,6 +93,7 @@ class Engine:
         """Whether its storage driver can keep a container from writing more than it may."""
         self.log_config = _log_config(info)
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="docker")
+        self._transfers = ThreadPoolExecutor(_TRANSFERS, thread_name_prefix="docker-transfer")
 
     @classmethod
     async def open(cls) -> Self:
@@ -108,16 +110,24 @@ class Engine:
 
         A caller that is cancelled stops waiting; the call itself cannot be stopped and comes to its end.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._pool, partial(function, *args, **kwargs))
-        except (docker.errors.DockerException, requests.RequestException, OSError) as error:
-            raise translate(error) from error
+        return await _run(self._pool, partial(function, *args, **kwargs))
+
+    async def transfer(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """The same for a call that takes as long as there are files, or an image, to be gone through."""
+        return await _run(self._transfers, partial(function, *args, **kwargs))
 
     async def close(self) -> None:
         """Let running calls end and close the connections."""
-        await asyncio.to_thread(self._pool.shutdown)
+        for pool in (self._transfers, self._pool):
+            await asyncio.to_thread(pool.shutdown)
         self.api.close()
+
+
+async def _run(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, function)
+    except (docker.errors.DockerException, requests.RequestException, OSError) as error:
+        raise translate(error) from error
 
 
 def node_name(info: dict[str, Any]) -> str:
@@ -148,7 +158,7 @@ def _connect() -> tuple[Any, dict[str, Any]]:
     api = _docker.APIClient(
         version="auto",
         timeout=_FIRST_ANSWER,
-        max_pool_size=_WORKERS,
+        max_pool_size=_WORKERS + _TRANSFERS,
         **_docker.utils.kwargs_from_env(),
     )
     try:

@@ -45,7 +45,7 @@ async def demo_image(say: Callable[[str], None]) -> str:
             await engine.call(engine.api.import_image_from_data, root_of(busybox), NAME, _TAG)
             return f"{NAME}:{_TAG}"
         say("pulling the image busybox")
-        await engine.call(engine.api.pull, "busybox", "latest")
+        await engine.transfer(engine.api.pull, "busybox", "latest")
         return "busybox:latest"
     finally:
         await engine.close()

@@ -75,15 +75,16 @@ class Helper:
 
     async def clear(self, workspace: str, relative: str) -> None:
         """Make a directory of the workspace, or empty it."""
-        await self._run(CLEAR, [workspace, relative], "0")
+        await self._run(CLEAR, [workspace, relative], "0", long=True)
 
     async def own(self, user: str, path: str) -> None:
         """Give `user` the tree at `path`."""
-        await self._run(scripts.OWN, [user, path], "0")
+        await self._run(scripts.OWN, [user, path], "0", long=True)
 
-    async def _run(self, script: str, arguments: list[str], user: str) -> str:
+    async def _run(self, script: str, arguments: list[str], user: str, *, long: bool = False) -> str:
         command = ["sh", "-c", script, "sh", *arguments]
-        code, out, err = await self._engine.call(self._blocking, command, user)
+        call = self._engine.transfer if long else self._engine.call
+        code, out, err = await call(self._blocking, command, user)
         if code != 0:
             raise BackendError(f"cannot look after container {self._container[:12]}: {err.strip() or f'code {code}'}")
         return out

@@ -122,7 +122,7 @@ class DockerSandbox:
         path = execs.resolve_workdir(self._workspace, relative)
         stream = await asyncio.to_thread(tar_stream, source)
         await self._helper.clear(self._workspace, relative)
-        if not await self._engine.call(self._engine.api.put_archive, self._id, path, stream):
+        if not await self._engine.transfer(self._engine.api.put_archive, self._id, path, stream):
             raise BackendError(f"docker did not take the files for {path}")
         await self.own(path)
 

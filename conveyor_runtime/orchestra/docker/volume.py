@@ -50,7 +50,7 @@ class DockerVolume:
         async with spooled_archive(archive) as file:
             await asyncio.to_thread(_check, file)
             async with self._mounted() as container:
-                if not await self._engine.call(self._engine.api.put_archive, container, _INSIDE, file):
+                if not await self._engine.transfer(self._engine.api.put_archive, container, _INSIDE, file):
                     raise BackendError(f"docker did not take the files for volume {self._name}")
 
     async def copy_out(self, *paths: str) -> AsyncIterator[bytes]:
@@ -58,7 +58,7 @@ class DockerVolume:
         relative = [check_path(path) for path in paths or (".",)]
         with tempfile.TemporaryFile() as file:
             async with self._mounted() as container:
-                await self._engine.call(self._pack, container, file, relative)
+                await self._engine.transfer(self._pack, container, file, relative)
             while data := await asyncio.to_thread(file.read, 1 << 20):
                 yield data
 
