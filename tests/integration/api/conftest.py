@@ -61,12 +61,17 @@ class Serving:
         return receipt.seq
 
     async def end(self, run_id: str, status: Status = Status.SUCCEEDED) -> None:
-        """Answer the run's step."""
+        """Answer the run's step, once it is handed out: an answer to what nobody was asked would change nothing."""
+        result = StepResult(run_id=run_id, step="d", attempt=1, takeover=0, status=status, instance="i")
+
+        def is_awaited() -> bool:
+            found = self.control.state.view.run(run_id)
+            return found is not None and found.record.awaits(result)
 
         def change(run: RunRecord) -> RunRecord:
-            result = StepResult(run_id=run_id, step="d", attempt=1, takeover=0, status=status, instance="i")
             return planner.apply_result(run, result, utc_now()) or run
 
+        await until(is_awaited)
         await self.control.services.engine.transitions.change(run_id, change)
         self.control.services.engine.look(run_id)
 
