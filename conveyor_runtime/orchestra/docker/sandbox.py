@@ -19,6 +19,7 @@ from conveyor_runtime.orchestra.docker.reading import ByteReader
 from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.spec import EXECS, USER
 from conveyor_runtime.orchestra.docker.stream import Connection, Demux
+from conveyor_runtime.orchestra.docker.transfer import put
 from conveyor_runtime.orchestra.docker.warm_names import taken_mark
 from conveyor_runtime.orchestra.status import ExitStatus, OnOutput
 from conveyor_runtime.orchestra.task import ExecTag, Stdin
@@ -121,10 +122,10 @@ class DockerSandbox:
         relative = execs.resolve_target(target)
         path = execs.resolve_workdir(self._workspace, relative)
         stream = await asyncio.to_thread(tar_stream, source)
-        await self._helper.clear(self._workspace, relative)
-        if not await self._engine.transfer(self._engine.api.put_archive, self._id, path, stream):
-            raise BackendError(f"docker did not take the files for {path}")
-        await self.own(path)
+        # Each to its end, also when the caller is cancelled: somebody else may fill that directory next.
+        await finish(self._helper.clear(self._workspace, relative))
+        await put(self._engine, self._id, path, stream)
+        await finish(self.own(path))
 
     async def cleanup(self) -> None:
         """See the contract."""

@@ -13,17 +13,19 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import IO, Any
 
-from conveyor_runtime.errors import BackendError, Gone, ImageNotFound, TerminalError
+from conveyor_runtime.errors import Gone, ImageNotFound, TerminalError
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra.archive import check_members, check_path, spooled_archive
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Engine
 from conveyor_runtime.orchestra.docker.removal import remove_container
+from conveyor_runtime.orchestra.docker.transfer import Passing, copying, put
 
 __all__ = ["DockerVolume"]
 
 _EMPTY = ("conveyor-runtime/empty", "latest")  # an image with nothing in it, made here: copying needs a container
 _INSIDE = "/volume"
+_CHUNK = 1 << 20
 
 
 class DockerVolume:
@@ -50,16 +52,15 @@ class DockerVolume:
         async with spooled_archive(archive) as file:
             await asyncio.to_thread(_check, file)
             async with self._mounted() as container:
-                if not await self._engine.transfer(self._engine.api.put_archive, container, _INSIDE, file):
-                    raise BackendError(f"docker did not take the files for volume {self._name}")
+                await put(self._engine, container, _INSIDE, iter(lambda: file.read(_CHUNK), b""))
 
     async def copy_out(self, *paths: str) -> AsyncIterator[bytes]:
         """See the contract."""
         relative = [check_path(path) for path in paths or (".",)]
         with tempfile.TemporaryFile() as file:
             async with self._mounted() as container:
-                await self._engine.transfer(self._pack, container, file, relative)
-            while data := await asyncio.to_thread(file.read, 1 << 20):
+                await copying(self._engine, lambda passing: self._pack(container, file, relative, passing))
+            while data := await asyncio.to_thread(file.read, _CHUNK):
                 yield data
 
     @asynccontextmanager
@@ -84,13 +85,13 @@ class DockerVolume:
         finally:
             await finish(remove_container(self._engine, created["Id"]))
 
-    def _pack(self, container: str, file: IO[bytes], paths: list[str]) -> None:
+    def _pack(self, container: str, file: IO[bytes], paths: list[str], passing: Passing) -> None:
         """Blocking. The engine names what it packs after its last part only."""
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as whole:
             for path in paths:
                 pieces, _ = self._engine.api.get_archive(container, posixpath.join(_INSIDE, path))
-                with tempfile.TemporaryFile() as part:
-                    for piece in pieces:
+                with contextlib.closing(pieces), tempfile.TemporaryFile() as part:
+                    for piece in passing(pieces):
                         part.write(piece)
                     part.seek(0)
                     with tarfile.open(fileobj=part) as one:
