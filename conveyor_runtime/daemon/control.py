@@ -18,6 +18,7 @@ from conveyor_runtime.bus.guard import guard_streams
 from conveyor_runtime.bus.streams import MESSAGES, RESULTS
 from conveyor_runtime.config import ApiSettings
 from conveyor_runtime.engine import Engine, Intake, intray
+from conveyor_runtime.engine.purge import Purge
 from conveyor_runtime.engine.sweep import Sweep
 from conveyor_runtime.errors import ConfigError
 from conveyor_runtime.kit.supervisor import supervise
@@ -81,6 +82,7 @@ async def control_plane(
             "liveness": engine.liveness.run(),
             "foreign drivers": engine.foreign.run(),
             "sweep": Sweep(engine, bus).run(),
+            "purge": Purge(engine.transitions, bus).run(),
             "view": view.wait_failed(),
             "epoch": watch_epoch(bus, state),
             "streams": guard_streams(bus, missing),

@@ -7,7 +7,7 @@ import secrets
 import orjson
 
 from conveyor_runtime.bus import Bus, Committer, Message, Receipt, subjects
-from conveyor_runtime.engine.overtaking import put_ahead
+from conveyor_runtime.engine.overtaking import Ahead
 from conveyor_runtime.errors import BusError
 from conveyor_runtime.models import Overtaker, PlannedStep, Resource, RunRecord, StepState
 from conveyor_runtime.models.message import (
@@ -39,6 +39,7 @@ class Dispatcher:
         self._state = state
         self._bus = bus
         self._committer = committer
+        self._ahead = Ahead(state, bus)
 
     async def publish(self, run: RunRecord, step: PlannedStep, state: StepState) -> Receipt:
         """Publish the dispatch of a step as its state says. Raises UndeliverableError, BusUnavailable."""
@@ -48,7 +49,7 @@ class Dispatcher:
         if H_PRIORITY in (message.headers or ()):
             numbers = {"run_id": run.run_id, "step": step.id, "attempt": state.attempt, "takeover": state.takeover}
             ahead = Overtaker(priority=run.priority, seq=receipt.seq, node=state.node, **numbers)
-            await put_ahead(self._state, self._bus, step.driver, ahead)
+            await self._ahead.put(step.driver, ahead)
         return receipt
 
     async def keep_letter(self, run: RunRecord, step: PlannedStep, state: StepState, reason: str) -> None:

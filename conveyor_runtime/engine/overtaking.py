@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 
 from conveyor_runtime.bus import Bus, subjects
@@ -16,30 +18,43 @@ log = logging.getLogger(__name__)
 MOST = 100
 
 
-async def put_ahead(state: State, bus: Bus, driver: str, dispatch: Overtaker) -> None:
-    """Let a published dispatch come before those of its driver that have less priority. Where that cannot be done now,
-    it waits in line."""
-    try:
-        if await _name(state, driver, dispatch):
-            bus.publish_core(subjects.overtake_hint(driver), b"")
-    except InfrastructureError as error:
-        log.warning("step %s of run %s has to wait in line: %s", dispatch.step, dispatch.run_id, error)
+class Ahead:
+    """Names dispatches, those of one driver together: each by itself would be refused for all others that meet it."""
 
+    def __init__(self, state: State, bus: Bus) -> None:
+        self._state = state
+        self._bus = bus
+        self._new: defaultdict[str, list[Overtaker]] = defaultdict(list)
+        self._one_by_one: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-async def _name(state: State, driver: str, dispatch: Overtaker) -> bool:
-    """Add it to those named; False if so many come before it that it is not."""
-    while True:
-        found = await state.overtakers(driver)
-        known = found.record.waiting if found is not None else ()
-        waiting = in_order((*(it for it in known if is_waiting(state.view, it)), dispatch))
-        if dispatch not in waiting:
-            return False
-        put = Put(keys.overtakers(driver), Overtakers(waiting=waiting), found.revision if found is not None else 0)
-        try:
-            await state.commit(put)
-        except RevisionConflict:
-            continue
-        return True
+    async def put(self, driver: str, dispatch: Overtaker) -> None:
+        """Let a published dispatch come before those of its driver that have less priority. Where that cannot be done
+        now, it waits in line."""
+        self._new[driver].append(dispatch)
+        async with self._one_by_one[driver]:
+            new = self._new.pop(driver, [])
+            if not new:
+                return  # it was named with others
+            try:
+                if await self._name(driver, new):
+                    self._bus.publish_core(subjects.overtake_hint(driver), b"")
+            except InfrastructureError as error:
+                log.warning("%d steps with a priority have to wait in line for %s: %s", len(new), driver, error)
+
+    async def _name(self, driver: str, new: list[Overtaker]) -> bool:
+        """Add them to those named; False if so many come before them that none is."""
+        while True:
+            found = await self._state.overtakers(driver)
+            known = found.record.waiting if found is not None else ()
+            waiting = in_order((*(it for it in known if is_waiting(self._state.view, it)), *new))
+            if not set(new).intersection(waiting):
+                return False
+            put = Put(keys.overtakers(driver), Overtakers(waiting=waiting), found.revision if found is not None else 0)
+            try:
+                await self._state.commit(put)
+            except RevisionConflict:
+                continue
+            return True
 
 
 def in_order(dispatches: Iterable[Overtaker]) -> tuple[Overtaker, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import islice
 
 from conveyor_runtime.bus import Bus
 from conveyor_runtime.engine.transitions import Transitions
-from conveyor_runtime.errors import RevisionConflict
+from conveyor_runtime.errors import BusUnavailable, InfrastructureError, RevisionConflict
 from conveyor_runtime.models import RunRecord, run_made_at
 from conveyor_runtime.store import LogStore, Put, Versioned, keys
 
@@ -24,29 +26,50 @@ KEEP_FOR = timedelta(days=30)
 #: Runs beyond this many, the newest counted first, are purged as soon as they may.
 KEEP_MOST = 100_000
 
-#: Runs purged in one round: a round must not hold up the sweep it is part of.
-_ROUND = 200
+#: Runs purged in one round, and how many of them at once. Rounds follow each other while there is something due.
+_ROUND = 1000
+_AT_ONCE = 8
+
+#: Seconds between two looks for something due.
+_PERIOD = 60.0
 
 
 class Purge:
-    """Part of every sweep. Any number of engines may do it at once."""
+    """Any number of engines may do it at once."""
 
     def __init__(self, transitions: Transitions, bus: Bus) -> None:
         self._transitions = transitions
         self._state = transitions.state
         self._logs = LogStore(bus)
 
+    async def run(self) -> None:
+        """Keep purging what is due."""
+        while True:
+            done = 0
+            try:
+                done = await self.round()
+            except InfrastructureError as error:
+                log.warning("purging old runs stopped half-way and goes on in a minute: %s", error)
+            if done < _ROUND:
+                await asyncio.sleep(_PERIOD)
+
     async def round(self) -> int:
-        """Purge what is due, a bounded number; how many runs are gone."""
-        done = 0
-        for found in self._due():
-            if done >= _ROUND:
-                break
-            if await self._purge(found):
-                done += 1
+        """Purge what is due, a bounded number; how many runs are gone. What one of them fails at stops no other."""
+        done, due = 0, islice(self._due(), _ROUND)
+        while some := list(islice(due, _AT_ONCE)):
+            done += sum(await asyncio.gather(*map(self._purge_apart, some)))
         if done:
             log.info("%d old runs are purged", done)
         return done
+
+    async def _purge_apart(self, found: Versioned[RunRecord]) -> bool:
+        try:
+            return await self._purge(found)
+        except BusUnavailable:
+            raise
+        except InfrastructureError as error:
+            log.warning("run %s is not purged: %s", found.record.run_id, error)
+            return False
 
     def _due(self) -> Iterator[Versioned[RunRecord]]:
         """Runs that may be purged now, oldest first."""
@@ -73,15 +96,14 @@ class Purge:
         }
 
     async def _purge(self, found: Versioned[RunRecord]) -> bool:
-        """Remove the run, its own record last, so that a crash on the way leaves it to be found again."""
+        """Remove the run, its records last and together, so that a crash on the way leaves it to be found again."""
         run_id = found.record.run_id
         await self._logs.forget(run_id)
         await self._state.store.purge(f"data.{run_id}.")
         claims = [keys.claim(run_id, *numbers) for numbers, _ in self._state.view.claims_of(run_id)]
-        for key in (*claims, keys.run_input(run_id)):
-            await self._state.commit(Put(key, None))
+        forgotten = [Put(key, None) for key in (*claims, keys.run_input(run_id))]
         try:
-            await self._state.commit(Put(keys.run(run_id), None, found.revision))
+            await self._state.commit(*forgotten, Put(keys.run(run_id), None, found.revision))
         except RevisionConflict:
             return False
         return True

@@ -20,10 +20,9 @@ from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.engine import intray, outtray, planner
 from conveyor_runtime.engine.dispatcher import dispatch_id, dispatch_subject
 from conveyor_runtime.engine.engine import Engine
-from conveyor_runtime.engine.purge import Purge
 from conveyor_runtime.engine.resync import Resync
 from conveyor_runtime.errors import BusUnavailable, InfrastructureError, RevisionConflict
-from conveyor_runtime.models import PlannedStep, RunRecord, Status, StepState
+from conveyor_runtime.models import PlannedStep, ResourceRecord, RunRecord, Status, StepState
 from conveyor_runtime.store import Put, Versioned, keys
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,6 @@ class Sweep:
         self._state = engine.state
         self._transitions = engine.transitions
         self._bus = bus
-        self._purge = Purge(engine.transitions, bus)
         self._resync = Resync(engine)
         self._wake = asyncio.Event()
         bus.add_connection_listener(lambda connected: self._wake.set() if connected else None)
@@ -100,7 +98,6 @@ class Sweep:
             await self._apart(f"run {run_id}", self._look_at(run_id, waiting))
         await self._apart("resources to be seen again", self._resync.round(resources))
         await self._apart("leases of dead processes", self._forget_dead_instances())
-        await self._apart("old runs", self._purge.round())
         await self._apart("results that were taken in", intray.throw_away(self._bus))
         await self._apart("dispatches that were worked off", outtray.throw_away(self._bus, self._state))
 
@@ -126,8 +123,10 @@ class Sweep:
         run = found.record
         if run.status is not Status.ACCEPTED or self._transitions.now() - run.created_at < ORPHAN_AGE:
             return False
-        resource = await self._state.resource(run.type, run.name)
-        if resource is not None and any(entry.run_id == run.run_id for entry in resource.record.entries):
+        # The view first: a backlog is full of runs that were accepted and wait.
+        if _names(self._state.view.resource(run.type, run.name), run):
+            return False
+        if _names(await self._state.resource(run.type, run.name), run):
             return False
         try:
             await self._state.commit(
@@ -200,3 +199,7 @@ class Sweep:
                     await self._state.commit(Put(keys.instance(found.record.id), None, found.revision))
                 except RevisionConflict:
                     continue
+
+
+def _names(resource: Versioned[ResourceRecord] | None, run: RunRecord) -> bool:
+    return resource is not None and any(entry.run_id == run.run_id for entry in resource.record.entries)

@@ -49,6 +49,7 @@ class Admission:
         self._has = has
         self._free_disk = free_disk
         self._refused = 0
+        self._one_by_one = asyncio.Lock()
 
     async def admit(self, work: Work, node: str) -> Outcome | bool:
         """Whether there is room on the node now, which the run then has; how the step ends if there never is."""
@@ -66,16 +67,20 @@ class Admission:
         if not _fit([wanted], self._has) and not await self._fits_elsewhere(wanted):
             return Outcome(Status.ERROR, f"it asks for {_said(wanted)}; no node has more than {_said(self._has)}")
         room = self._room(node) if wanted.disk_bytes else self._has
+        async with self._one_by_one:  # of this process: each would be refused for all the others
+            return await self._take(work.run_id, wanted, node, room)
+
+    async def _take(self, run_id: str, wanted: Use, node: str, room: Use) -> bool:
         while True:
             found = await self._state.node_use(node)
             runs = dict(found.record.runs) if found is not None else {}
-            if work.run_id in runs:
+            if run_id in runs:
                 return True
             if not _fit([*runs.values(), wanted], room):
-                runs = {run_id: use for run_id, use in runs.items() if not await self._has_ended(run_id)}
+                runs = {other: use for other, use in runs.items() if not await self._has_ended(other)}
                 if not _fit([*runs.values(), wanted], room):
                     return False
-            runs[work.run_id] = wanted
+            runs[run_id] = wanted
             try:
                 await self._state.commit(Put(keys.node(node), NodeUse(runs=runs), found.revision if found else 0))
             except RevisionConflict:

@@ -73,9 +73,7 @@ class DriverManager:
         node = f"host-{identity.machine_id()}" if orchestra is None else orchestra.default.node
         nodes = tuple(orchestra.nodes) if orchestra else (node,)
         self._orchestra = orchestra
-        self._registration = Registration(
-            driver, deps.bus, deps.state, () if deps.plain else nodes, settings.concurrency
-        )
+        self._registration = Registration(driver, deps.bus, deps.state, () if deps.plain else nodes)
         self._lease = Lease(deps.state, driver.name, nodes, settings.concurrency, has=capacity(orchestra))
         self._executor = Threads(settings.concurrency, driver.name)
         self._jobs = jobs = Jobs(deps.state, self._lease)

@@ -12,19 +12,19 @@ from conveyor_runtime.reconcile.driver import Driver
 from conveyor_runtime.reconcile.namesakes import find_living
 from conveyor_runtime.store import Put, State, keys
 
-#: Dispatches of a driver whose runs wait for room that are out with its processes at once.
-_MOST_OUT_WAITING = 50_000
+#: Dispatches of a driver without `max_concurrent` that are out with its processes at once: those they work on, and
+#: those that wait for room on a node. The same for all of them, whoever makes the consumer last.
+_MOST_OUT = 50_000
 
 
 class Registration:
     """Registers `driver` for this process, on `nodes` if it works in sandboxes."""
 
-    def __init__(self, driver: Driver, bus: Bus, state: State, nodes: tuple[str, ...], slots: int) -> None:
+    def __init__(self, driver: Driver, bus: Bus, state: State, nodes: tuple[str, ...]) -> None:
         self._driver = driver
         self._bus = bus
         self._state = state
         self._nodes = nodes if driver.sandbox else ()
-        self._slots = slots
 
     def consumers(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """The consumers this process pulls from, each with how to make it (again)."""
@@ -37,8 +37,7 @@ class Registration:
             filters[subjects.node_consumer(name, node)] = [subjects.node_dispatch(name, node, type_) for type_ in types]
 
         # What the server hands out and has no ack of yet is what the fleet works on: a limit that no crash can break.
-        # What waits for room on a node counts, too, and must not keep the rest from being handed out.
-        at_once = self._driver.max_concurrent or max(_MOST_OUT_WAITING if self._driver.uses else 1024, self._slots * 2)
+        at_once = self._driver.max_concurrent or _MOST_OUT
 
         def maker(consumer: str, wanted: list[str]) -> Callable[[], Awaitable[None]]:
             async def make() -> None:

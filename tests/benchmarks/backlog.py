@@ -42,7 +42,7 @@ class Backlog:
 
     async def prepare(self) -> None:
         """The driver's consumer, as its process makes it: without one, nobody keeps its messages."""
-        for make in Registration(driver, self._bus, self._state, (), 512).consumers().values():
+        for make in Registration(driver, self._bus, self._state, ()).consumers().values():
             await make()
 
     async def plain(self, count: int) -> None:

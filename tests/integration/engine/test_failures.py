@@ -231,6 +231,28 @@ async def test_a_run_no_resource_names_is_removed(cluster: Cluster, monkeypatch:
     assert await cluster.state.run(orphan.run_id) is None
 
 
+async def test_a_backlog_costs_a_sweep_no_read_of_the_store(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a driver is Accepted for long, and there may be very many of it."""
+    monkeypatch.setattr("conveyor_runtime.engine.sweep.ORPHAN_AGE", timedelta(0))
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate")
+    await cluster.add(gate.driver, concurrency=1)
+    await cluster.post("thing", "one", "p")
+    await gate.started.get()
+    run_id = (await cluster.post("thing", "two", "p")).run_id
+    read, asked = cluster.state.resource, list[str]()
+
+    async def counted(type_: str, name: str) -> object:
+        asked.append(name)
+        return await read(type_, name)
+
+    monkeypatch.setattr(cluster.state, "resource", counted)
+    await cluster.sweep.sweep()
+    found = cluster.state.view.run(run_id)
+    assert asked == [] and found is not None and found.record.status == "Accepted"
+
+
 async def test_a_run_that_waits_its_turn_is_none_however_old_it_is(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

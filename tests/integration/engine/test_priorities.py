@@ -14,6 +14,7 @@ from conveyor_runtime.bus.consumers import ensure_consumer
 from conveyor_runtime.bus.rated import RatedSlots
 from conveyor_runtime.bus.streams import MESSAGES
 from conveyor_runtime.engine import Draft, overtaking
+from conveyor_runtime.engine.overtaking import Ahead
 from conveyor_runtime.models import Overtaker, Overtakers, Resource
 from conveyor_runtime.reconcile import Driver, DriverLogger
 from conveyor_runtime.reconcile.overtaking import Overtaking
@@ -198,3 +199,24 @@ async def test_what_overtakes_takes_its_token_like_the_others(cluster: Cluster) 
     async with asyncio.timeout(5):  # a run ends before the worker has heard that its result is stored
         while slots.free + slots._rest != 4:
             await asyncio.sleep(0.01)
+
+
+async def test_many_dispatches_at_once_are_named_in_a_few_writes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They all write one key: each by itself would be refused for all the others."""
+    ahead, commit, commits = Ahead(cluster.state, cluster.bus), cluster.state.commit, list[Put]()
+
+    async def counted(*puts: Put, timeout: float = 10.0) -> list[int]:
+        commits.extend(puts)
+        return await commit(*puts, timeout=timeout)
+
+    monkeypatch.setattr(cluster.state, "commit", counted)
+    many = [
+        Overtaker(run_id=f"r{n}", step="s", attempt=1, takeover=0, priority=n % 3 + 1, seq=n + 1, node=None)
+        for n in range(64)
+    ]
+    await asyncio.gather(*(ahead.put("d", it) for it in many))
+    found = await cluster.state.overtakers("d")
+    assert found is not None and found.record.waiting == overtaking.in_order(many)
+    assert len(commits) <= 2

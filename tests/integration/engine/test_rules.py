@@ -362,6 +362,23 @@ async def test_old_runs_are_purged_whole_and_named_or_young_ones_kept(
     assert await purge.round() >= 1 and await left(second) == []
 
 
+async def test_the_purge_goes_on_while_something_is_due(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 21: a minute is for when nothing is."""
+    monkeypatch.setattr("conveyor_runtime.engine.purge._ROUND", 2)
+    calls: list[tuple[str, str]] = []
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "a")
+    await cluster.add(recorder("a", calls))
+    await cluster.ended((await cluster.post("thing", "one", "p")).run_id)
+    for number in range(5):
+        await cluster.ended((await cluster.put("thing", "one", "p", x=number)).run_id)
+    now = utc_now() + timedelta(days=31)
+    cluster.engine.transitions.now = lambda: now
+    task = asyncio.create_task(Purge(cluster.engine.transitions, cluster.bus).run())
+    await cluster.until(lambda: len(cluster.state.view.run_ids()) <= 2)  # what the resource and the pipeline name last
+    task.cancel()
+
+
 async def test_two_engines_share_a_hundred_runs_and_nothing_runs_twice(
     cluster: Cluster, nats_server: EmbeddedServer
 ) -> None:
