@@ -33,12 +33,15 @@ log = logging.getLogger(__name__)
 
 _SANDBOX_KEEPS: tuple[checks.Wish, ...] = (
     *("cpu limit", "memory limit", "pids limit", "disk limit", "ulimits"),
-    *("mounts", "absolute mount paths", "read-only mounts", "volume sizes", "host mounts", "tmpfs"),
+    *("mounts", "absolute mount paths", "read-only mounts", "host mounts", "tmpfs"),
     # Not the host's network: whoever may write a task would reach what listens on the machine's loopback only.
     *("user", "privileged", "network none", "network bridge", "named network"),
-    *("ports", "publish all ports", "the image's own command"),
+    "the image's own command",
 )
-_CONTAINER_KEEPS: tuple[checks.Wish, ...] = (*_SANDBOX_KEEPS, "restart policy", "timeout", "stdin")
+_CONTAINER_KEEPS: tuple[checks.Wish, ...] = (
+    *_SANDBOX_KEEPS,
+    *("restart policy", "timeout", "stdin", "volume sizes", "ports", "publish all ports"),
+)
 
 
 class DockerBackend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -33,7 +34,12 @@ async def start_sandbox(engine: Engine, ns: str, task: Task, owner: Owner) -> Do
     for volume in volumes.values():
         await engine.call(engine.api.create_volume, volume, labels={**found, spec.KIND: "volume"})
     config = spec.container_config(task, _user(task, image), {execs.SANDBOX_MARK: ns}, found)
-    fresh, attributes = await _once(engine, name, config, host, lambda _: _start(engine, name))
+    try:
+        fresh, attributes = await _once(engine, name, config, host, lambda _: _begin(engine, name, task))
+    except TerminalError:
+        with contextlib.suppress(Gone):
+            await engine.call(engine.api.remove_volume, volumes[task.workdir])
+        raise
     _check_ours(name, attributes, ns, "sandbox")
     sandbox = DockerSandbox(engine, attributes)
     if fresh:
@@ -74,15 +80,7 @@ async def start_container(
             if task.stdin != b"":
                 connection = await engine.call(Connection.attach, engine.api, name)
                 feeding[:] = [_feed(connection, task.stdin)]
-            try:
-                await _start(engine, name)
-            except (Gone, Conflicting):
-                raise
-            except BackendError as error:
-                await remove_container(engine, name)  # refused, but only now: nothing of it stays
-                if task.privileged and "not permitted" in str(error):
-                    raise TerminalError(f"this docker engine cannot start privileged containers: {error}") from error
-                raise
+            await _begin(engine, name, task)
 
     _, attributes = await _once(engine, name, config, host, start)
     _check_ours(name, attributes, ns, "container")
@@ -119,6 +117,18 @@ async def _create(engine: Engine, name: str, config: dict[str, Any], host: Any) 
     except Gone as error:
         raise ImageNotFound(str(error)) from error
     return True
+
+
+async def _begin(engine: Engine, name: str, task: Task) -> None:
+    try:
+        await _start(engine, name)
+    except (Gone, Conflicting):
+        raise
+    except BackendError as error:
+        await remove_container(engine, name)  # refused, but only now: nothing of it stays
+        if task.privileged and "not permitted" in str(error):
+            raise TerminalError(f"this docker engine cannot start privileged containers: {error}") from error
+        raise
 
 
 async def _start(engine: Engine, name: str) -> None:
