@@ -20,7 +20,15 @@ from conveyor_runtime.orchestra.capabilities import (
     VolumeCopy,
     sandboxes_of,
 )
-from conveyor_runtime.orchestra.checks import Wish, check_host_mounts, check_task, mount_path, refuse, wishes
+from conveyor_runtime.orchestra.checks import (
+    Wish,
+    check_host_mounts,
+    check_sandbox,
+    check_task,
+    mount_path,
+    refuse,
+    wishes,
+)
 from conveyor_runtime.orchestra.janitor import reap
 from conveyor_runtime.orchestra.names import check_task_id, namespace, run_of
 from conveyor_runtime.orchestra.status import (
@@ -89,6 +97,7 @@ __all__ = [
     "VolumeCopy",
     "Wish",
     "check_host_mounts",
+    "check_sandbox",
     "check_task",
     "check_task_id",
     "mount_path",

@@ -15,7 +15,7 @@ from conveyor_runtime.errors import TerminalError
 from conveyor_runtime.orchestra.names import check_task_id
 from conveyor_runtime.orchestra.task import Task
 
-__all__ = ["Wish", "check_host_mounts", "check_task", "mount_path", "refuse", "wishes"]
+__all__ = ["Wish", "check_host_mounts", "check_sandbox", "check_task", "mount_path", "refuse", "wishes"]
 
 Wish = Literal[
     "cpu limit",
@@ -99,6 +99,13 @@ def check_task(task: Task) -> None:
         raise TerminalError(f"max_retries {restart.max_retries} does not go with restart policy {restart.name}")
     if task.timeout is not None and (task.timeout <= 0 or restart.name in ("always", "unless-stopped")):
         raise TerminalError(f"timeout {task.timeout} must be positive, and does not go with a service that never ends")
+
+
+def check_sandbox(task: Task) -> None:
+    """Raise `TerminalError` for what no sandbox has: its execs have it."""
+    check_task(task)
+    if task.command or task.stdin != b"" or task.timeout is not None:
+        raise TerminalError("a sandbox has no command, stdin or timeout of its own; its execs have")
 
 
 def mount_path(task: Task, path: str) -> str:

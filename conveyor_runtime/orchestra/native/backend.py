@@ -87,6 +87,7 @@ class NativeBackend:
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> NativeSandbox:
         """See the contract."""
+        checks.check_sandbox(task)
         _check(task, _SANDBOX_KEEPS)
         meta = layout.Meta(owner, dict(task.env), datetime.now(UTC))
 

@@ -11,6 +11,7 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.base import Prepared, Progress
+from conveyor_runtime.orchestra.checks import check_sandbox
 from conveyor_runtime.orchestra.names import check_task_id, run_of
 from conveyor_runtime.orchestra.native.layout import node_name, open_root
 from conveyor_runtime.orchestra.native.retiring import remove_tree
@@ -56,6 +57,7 @@ class QemuBackend:
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> QemuSandbox:
         """See the contract."""
+        check_sandbox(task)
         check_kept(task, self._host_paths, sandbox=True)
         async with locked(self._layout.lock(ns)):
             found = self._running(ns, task.id)
