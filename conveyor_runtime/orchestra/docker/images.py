@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -55,7 +55,7 @@ class Images:
         if found is None:
             await self._pull(task.image, reference, on_progress)
             found = await self._inspect(task.image)
-        return Prepared(digest_of(found), await self._hold(found))
+        return Prepared(digest_of(found), self._hold(found))
 
     async def close(self) -> None:
         """Stop making room."""
@@ -106,13 +106,11 @@ class Images:
         found: Credentials | None = self._settings.credentials.get(reference.host)
         return None if found is None else {"username": found.user, "password": found.password}
 
-    async def _hold(self, found: dict[str, Any]) -> Any:
+    def _hold(self, found: dict[str, Any]) -> Callable[[], None] | None:
         cache = self._cache
         if cache is None:
             return None
         if self._cleaning is None:
-            for listed in await self._engine.call(self._engine.api.images):
-                cache.seen(_cached(listed))
             self._cleaning = asyncio.create_task(self._clean(cache))
         image = _cached(found)
         cache.mark_busy(image)
@@ -131,11 +129,19 @@ class Images:
             except ImageNotFound as error:
                 raise BackendError(str(error)) from error
 
+        is_looked_through = False
         while True:
             await self._released.wait()
             self._released.clear()
-            if cache.is_full:
-                await clean(cache, remove, per_second=self._settings.removals_per_second)
+            try:
+                if not is_looked_through:
+                    for listed in await self._engine.call(self._engine.api.images):
+                        cache.seen(_cached(listed))
+                    is_looked_through = True
+                if cache.is_full:
+                    await clean(cache, remove, per_second=self._settings.removals_per_second)
+            except BackendError as error:
+                log.warning("cannot make room, will try again: %s", error, extra={"action": "image_room_failed"})
 
 
 def _cached(image: dict[str, Any]) -> CachedImage:
