@@ -8,13 +8,13 @@ its auto mode:
 
     @pytest.fixture
     async def place(tmp_path):
-        async with Place(lambda: open_my_backend(tmp_path), image="busybox") as place:
+        async with Place(lambda: open_my_backend(tmp_path), image="busybox", keeps={"user", "tmpfs"}) as place:
             yield place
 
 A backend that has sandboxes takes `sandbox_cases` as well, in another module. The cases run small `sh` scripts with the
 usual commands of a minimal system (busybox has them all). A case of an optional capability is skipped where the
-protocol check says no; what a backend refuses (`TerminalError`) must be refused before anything starts, and its case is
-then skipped.
+protocol check says no. What the place says its backend keeps (`orchestra.Wish`) is proven; all else must be refused
+(`TerminalError`) before anything starts, and cases that need it are then skipped.
 """
 
 import pytest
@@ -32,7 +32,9 @@ pytest.register_assert_rewrite(
             "sandbox_ends",
             "sandbox_execs",
             "sandbox_lifecycle",
+            "sandbox_wishes",
             "volumes",
+            "wishes",
         )
     )
 )

@@ -8,3 +8,4 @@ from conveyor_runtime.testing.extras import *
 from conveyor_runtime.testing.namespaces import *
 from conveyor_runtime.testing.outputs import *
 from conveyor_runtime.testing.volumes import *
+from conveyor_runtime.testing.wishes import *

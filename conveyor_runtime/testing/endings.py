@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Literal
 
 import pytest
 
@@ -149,8 +150,9 @@ async def test_restarted_until_it_succeeds(place: Place) -> None:
     assert (status.status, status.exit_code, status.restarts) == ("success", 0, 1)
 
 
-async def test_a_service_runs_until_it_is_stopped(place: Place) -> None:
-    container = await place.run("echo x; sleep 0.2", restart=RestartPolicy("always"))
+@pytest.mark.parametrize("policy", ["always", "unless-stopped"])
+async def test_a_service_runs_until_it_is_stopped(place: Place, policy: Literal["always", "unless-stopped"]) -> None:
+    container = await place.run("echo x; sleep 0.2", restart=RestartPolicy(policy))
     said = Said()
     following = asyncio.create_task(container.logs(said))
     await said.until(b"x\nx\n")

@@ -1,58 +1,36 @@
-"""What only some backends can do, and limits that are kept."""
+"""What only some backends can do: ports, to halt, to measure."""
 
 from __future__ import annotations
 
 import asyncio
-import re
+import socket
 from itertools import pairwise
 
 import pytest
 
-from conveyor_runtime.orchestra import Freezable, Limits, Measured, Port, Stat, Tmpfs, Ulimit
-from conveyor_runtime.testing.place import Place, Said, logs, wait
+from conveyor_runtime.orchestra import Freezable, Measured, Port, Stat
+from conveyor_runtime.testing.place import PATIENCE, Place, Said, logs, wait
 
 
-async def test_running_out_of_memory_is_told(place: Place) -> None:
-    status, _ = await place.ended("tail /dev/zero", limits=Limits(memory_bytes=48 << 20))
-    assert (status.status, status.exit_code, status.reason) == ("killed", 137, "oom")
-    status, _ = await place.ended("kill -9 $$", id="other", limits=Limits(memory_bytes=48 << 20))
-    assert (status.status, status.exit_code, status.reason) == ("killed", 137, "signal")
+def free_port() -> int:
+    """A port of this machine's loopback that nobody has."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
-async def test_processes_are_limited(place: Place) -> None:
-    script = "n=0; while [ $n -lt 60 ]; do sleep 5 & n=$((n+1)); done; echo all"
-    status, said = await place.ended(script, limits=Limits(pids=30), timeout=20.0, grace=0.2)
-    assert b"all" not in said.stdout
-    assert status.status != "success"
-
-
-async def test_the_processor_is_limited(place: Place) -> None:
-    script = "read a _ </proc/uptime; timeout 1 sh -c 'while :; do :; done'; read b _ </proc/uptime; echo $a $b; times"
-    _, said = await place.ended(script, limits=Limits(cpu_milli=200))
-    began, ended = map(float, said.stdout.splitlines()[0].split())
-    used = sum(60 * int(minutes) + float(seconds) for minutes, seconds in re.findall(rb"(\d+)m([\d.]+)s", said.stdout))
-    assert 0.05 < used < 0.3 * (ended - began) + 0.05, said.stdout  # what it gets by slices of 0.1 s is not quite even
-
-
-async def test_ulimits(place: Place) -> None:
-    _, said = await place.ended("ulimit -n; ulimit -Hn", ulimits=(Ulimit("nofile", 111, 222),))
-    assert said.stdout.split() == [b"111", b"222"]
-
-
-async def test_a_file_system_in_memory(place: Place) -> None:
-    script = "head -c 4194304 /dev/zero > /scratch/big; wc -c < /scratch/big"
-    _, said = await place.ended(script, tmpfs=(Tmpfs("/scratch", 1 << 20),))
-    assert int(said.stdout) <= 1 << 20
-
-
-async def test_another_user(place: Place) -> None:
-    _, said = await place.ended("id -u", user="12345")
-    assert said.stdout == b"12345\n"
-
-
-async def test_without_a_network(place: Place) -> None:
-    _, said = await place.ended("ls /sys/class/net", network="none")
-    assert b"eth" not in said.stdout
+async def answers(port: Port) -> None:
+    """Wait until it says hello there."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(port.address, port.host)
+                data = await reader.read(6)
+                writer.close()
+            except ConnectionError:
+                data = b""
+            if data == b"hello\n":
+                return
+            await asyncio.sleep(0.05)
 
 
 async def test_ports_are_bound_and_told(place: Place) -> None:
@@ -64,17 +42,25 @@ async def test_ports_are_bound_and_told(place: Place) -> None:
         (8080, "udp", "127.0.0.1"),
     }
     (tcp,) = [port for port in ports if port.protocol == "tcp"]
-    async with asyncio.timeout(20):
-        data = b""
-        while data != b"hello\n":
-            try:
-                reader, writer = await asyncio.open_connection(tcp.address, tcp.host)
-                data = await reader.read(6)
-                writer.close()
-            except ConnectionError:
-                await asyncio.sleep(0.05)
+    await answers(tcp)
     await container.stop(grace=0)
     assert (await container.status()).ports == ()
+
+
+async def test_a_port_is_published_where_it_was_asked_for(place: Place) -> None:
+    asked = Port(8080, host=free_port())
+    container = await place.run("while :; do echo hello | nc -l -p 8080; done", ports=(asked,))
+    assert (await container.status()).ports == (asked,)
+    await answers(asked)
+
+
+async def test_all_ports_of_the_image_are_published(place: Place) -> None:
+    container = await place.run("while :; do echo hello | nc -l -p 8081; done", publish_all=True)
+    ports = (await container.status()).ports
+    assert {(port.container, port.protocol) for port in ports} == {(8081, "tcp")}
+    for port in ports:  # one for each kind of address, if the backend has it so
+        if "." in port.address:
+            await answers(port)
 
 
 async def test_freeze_and_go_on(place: Place) -> None:

@@ -7,39 +7,8 @@ import asyncio
 import pytest
 
 from conveyor_runtime.errors import Gone, TerminalError
-from conveyor_runtime.orchestra import (
-    HostMount,
-    Limits,
-    Mount,
-    NamespaceInfo,
-    Port,
-    RestartPolicy,
-    Tmpfs,
-    Ulimit,
-    reap,
-)
-from conveyor_runtime.testing.place import Place, quiet, unique, until
-
-WISHES: dict[str, dict[str, object]] = {
-    "cpu": {"limits": Limits(cpu_milli=1500)},
-    "memory": {"limits": Limits(memory_bytes=512 << 20)},
-    "pids": {"limits": Limits(pids=200)},
-    "disk": {"limits": Limits(disk_bytes=1 << 30)},
-    "ulimit": {"ulimits": (Ulimit("nofile", 256, 256),)},
-    "absolute": {"mounts": (Mount("m", "/m"),)},
-    "size": {"mounts": (Mount("m", "m", size_bytes=64 << 20),)},
-    "host": {"host_mounts": (HostMount("/etc", "/host"),)},
-    "tmpfs": {"tmpfs": (Tmpfs("/scratch", 1 << 20),)},
-    "user": {"user": "12345"},
-    "privileged": {"privileged": True},
-    "no network": {"network": "none"},
-    "bridge": {"network": "bridge"},
-    "network": {"network": "no-such-network"},
-    "port": {"ports": (Port(8080),)},
-    "all ports": {"publish_all": True},
-    "always": {"restart": RestartPolicy("always")},
-    "image's command": {"command": ()},
-}
+from conveyor_runtime.orchestra import Mount, NamespaceInfo, reap
+from conveyor_runtime.testing.place import Place, unique, until
 
 
 async def test_close_removes_all_of_it_and_nothing_else(place: Place) -> None:
@@ -102,18 +71,3 @@ async def test_ids_that_lead_elsewhere_are_refused(place: Place, task_id: str) -
     with pytest.raises(TerminalError):
         await place.backend.run(place.ns(), place.sh("true", id=task_id), place.owner())
     assert await place.backend.namespaces(place.installation) == []
-
-
-@pytest.mark.parametrize("wish", WISHES)
-async def test_a_wish_is_kept_or_refused_before_anything_starts(place: Place, wish: str) -> None:
-    task = place.sh("sleep 5", **WISHES[wish])
-    try:
-        with await place.backend.prepare(task, quiet):
-            await place.backend.run(place.ns(), task, place.owner())
-    except TerminalError:
-        assert await place.backend.namespaces(place.installation) == []
-        with pytest.raises(TerminalError):
-            await place.backend.run(place.ns(), task, place.owner())
-        assert await place.backend.namespaces(place.installation) == []
-    else:
-        assert [info.ns for info in await place.backend.namespaces(place.installation)] == [place.ns()]

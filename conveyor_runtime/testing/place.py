@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ __all__ = ["TAG", "Place", "Said", "SandboxBackend", "run", "unique", "until"]
 TAG = ExecTag("run", "build", 1, 0)
 PATIENCE = 30.0
 _KEPT_BY_ALL: set[Wish] = {"mounts", "stdin", "timeout"}
+_Begin = Callable[[str, Task, Owner], Awaitable[object]]
 
 
 class SandboxBackend(Backend, Sandboxes, Protocol):
@@ -65,14 +66,39 @@ class Said:
 
 
 class Place:
-    """A backend under test. A context manager: at its end all namespaces it gave out are closed, and all backends."""
+    """A backend under test. A context manager: at its end all namespaces it gave out are closed, and all backends.
 
-    def __init__(self, open_backend: Callable[[], Awaitable[Backend]], image: str = "") -> None:
-        """`open_backend` makes another object for the same place, as another process would; `image` has a `sh`."""
+    What it is said to keep is proven, and to refuse that fails; all else it must refuse before anything starts. Some
+    proofs ask more of the place:
+
+    | wish | what it needs |
+    |---|---|
+    | named network | `network` is the name of one that is not the default |
+    | host mounts | `host_path` is a directory that the operator has listed, and that the cases may write to |
+    | publish all ports | the image exposes 8081/tcp and nothing else |
+    | the image's own command | it says `own` |
+    """
+
+    def __init__(
+        self,
+        open_backend: Callable[[], Awaitable[Backend]],
+        image: str = "",
+        *,
+        keeps: Collection[Wish] = (),
+        sandboxes_keep: Collection[Wish] = (),
+        network: str = "",
+        host_path: Path | None = None,
+    ) -> None:
+        """`open_backend` makes another object for the same place, as another process would; `image` has a `sh`. `keeps`
+        are the wishes that its containers keep, beside those that all must; `sandboxes_keep` those of its sandboxes."""
         self._open = open_backend
         self._opened: list[Backend] = []
         self._used: set[str] = set()
         self.image = image
+        self.keeps = _KEPT_BY_ALL | set(keeps)
+        self.sandboxes_keep = set(sandboxes_keep)
+        self.network = network
+        self.host_path = host_path
         self.installation = f"t{secrets.token_hex(4)}"
 
     async def __aenter__(self) -> Self:
@@ -127,17 +153,28 @@ class Place:
         return await self.start(self.sh(script, *words, **options), run=run)
 
     async def start(self, task: Task, *, run: str = "run") -> Container:
-        """Prepare and run a task. Skips the case if it asks for more than all backends must keep and it is refused,
-        leaving nothing."""
+        """Prepare and run a task. If it asks for more than is kept here: see that it is refused, and skip the case."""
+        await self._refuses(task, wishes(task) - self.keeps, self.backend.run, run)
+        with await self.backend.prepare(task, quiet):
+            return await self.backend.run(self.ns(run), task, self.owner(run))
+
+    async def start_sandbox(self, *, run: str = "run", **options: Any) -> Sandbox:
+        """The same of a sandbox."""
+        task, backend = self.task(**options), self.sandboxes()
+        unkept = wishes(task) - self.sandboxes_keep - {"the image's own command"}
+        await self._refuses(task, unkept, backend.start_sandbox, run)
+        with await backend.prepare(task, quiet):
+            return await backend.start_sandbox(self.ns(run), task, self.owner(run))
+
+    async def _refuses(self, task: Task, unkept: set[Wish], begin: _Begin, run: str) -> None:
+        if not unkept:
+            return
         before = await self.backend.namespaces(self.installation)
-        try:
-            with await self.backend.prepare(task, quiet):
-                return await self.backend.run(self.ns(run), task, self.owner(run))
-        except TerminalError as refusal:
-            if wishes(task) <= _KEPT_BY_ALL:
-                raise
+        for _ in range(2):
+            with pytest.raises(TerminalError):
+                await begin(self.ns(run), task, self.owner(run))
             assert await self.backend.namespaces(self.installation) == before, "refused, but not before it began"
-            pytest.skip(f"refused: {refusal}")
+        pytest.skip(f"not kept here: {', '.join(sorted(unkept))}")
 
     async def ended(self, script: str, *words: str, **options: Any) -> tuple[ContainerStatus, Said]:
         """Run a shell script to its end."""

@@ -12,6 +12,7 @@ from conveyor_runtime.testing.sandbox_copies import *
 from conveyor_runtime.testing.sandbox_ends import *
 from conveyor_runtime.testing.sandbox_execs import *
 from conveyor_runtime.testing.sandbox_lifecycle import *
+from conveyor_runtime.testing.sandbox_wishes import *
 
 
 @pytest.fixture

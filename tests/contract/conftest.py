@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import uvloop
 
-from conveyor_runtime.orchestra import Backend
+from conveyor_runtime.orchestra import Backend, BackendSettings, Wish
 from conveyor_runtime.orchestra.docker import DockerBackend
 from conveyor_runtime.orchestra.mock import MockBackend, World
-from conveyor_runtime.orchestra.native import NativeBackend
+from conveyor_runtime.orchestra.native import NativeBackend, cgroups
 from conveyor_runtime.testing import Place, unique
 from tests.contract.mock_shell import Shell
 from tests.contract.toy_backend import Toy, ToyBackend
 from tests.support.docker import busybox, docker_engine
 
 __all__ = ["busybox", "docker_engine", "unique"]
+
+_NOT_OF_SANDBOXES: set[Wish] = {"ports", "publish all ports", "restart policy", "stdin", "timeout", "volume sizes"}
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -33,7 +36,10 @@ async def native_place(tmp_path: Path) -> AsyncIterator[Place]:
     async def open_backend() -> Backend:
         return NativeBackend(tmp_path / "native")
 
-    async with Place(open_backend) as place:
+    # Whether limits can be kept is the machine's; tests/unit/orchestra/test_cgroups.py sees that it is found out.
+    limits = cgroups.kept_wishes()
+    keeps: list[Wish] = ["network host", "restart policy", "ulimits", *limits]
+    async with Place(open_backend, keeps=keeps, sandboxes_keep=["network host", *limits]) as place:
         yield place
 
 
@@ -55,16 +61,55 @@ async def mock_place(tmp_path: Path) -> AsyncIterator[Place]:
     async def open_backend() -> Backend:
         return MockBackend(world)
 
-    async with Place(open_backend) as place:
+    async with Place(open_backend, keeps=["restart policy", "the image's own command"]) as place:
         yield place
 
 
-@pytest.fixture
-async def docker_place(busybox: str) -> AsyncIterator[Place]:
-    async def open_backend() -> Backend:
-        return await DockerBackend.open()
+@pytest.fixture(scope="session")
+def docker_network(docker_engine: Any) -> Iterator[str]:
+    """A network that was made by hand."""
+    name = f"cv-test-{secrets.token_hex(4)}"
+    docker_engine.create_network(name)
+    yield name
+    docker_engine.remove_network(name)
 
-    async with Place(open_backend, image=busybox) as place:
+
+@pytest.fixture(scope="session")
+def docker_keeps(docker_engine: Any) -> set[Wish]:
+    """What must be kept: all that is safe, but for what the engine's machine or disk cannot."""
+    info = docker_engine.info()
+    keeps: set[Wish] = {*get_args(Wish)} - {"network host"}
+    if dict(info["DriverStatus"] or ()).get("Backing Filesystem") != "xfs":
+        keeps -= {"disk limit", "volume sizes"}
+    if not _has_all_capabilities():
+        keeps -= {"privileged"}
+    return keeps
+
+
+def _has_all_capabilities() -> bool:
+    """Whether this machine has any that it could give to a container."""
+    known = int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd:")]
+    return int(line.split()[1], 16) == (1 << known) - 1
+
+
+@pytest.fixture
+async def docker_place(
+    busybox: str, docker_network: str, docker_keeps: set[Wish], tmp_path: Path
+) -> AsyncIterator[Place]:
+    host_path = tmp_path / "host"
+
+    async def open_backend() -> Backend:
+        return await DockerBackend.open(BackendSettings(host_paths=(host_path,)))
+
+    async with Place(
+        open_backend,
+        image=busybox,
+        keeps=docker_keeps,
+        sandboxes_keep=docker_keeps - _NOT_OF_SANDBOXES,
+        network=docker_network,
+        host_path=host_path,
+    ) as place:
         yield place
 
 

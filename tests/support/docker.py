@@ -20,6 +20,7 @@ import pytest
 from tests.support.required import missing
 
 IMAGE = "conveyor-test/busybox"
+_CHANGES = ["EXPOSE 8081/tcp", 'CMD ["echo", "own"]']  # what conveyor_runtime.testing asks of an image
 
 docker_module: Any = docker
 
@@ -50,11 +51,11 @@ def ensure_busybox(docker_engine: Any) -> str:
     assert binary is not None
     root = _root(Path(binary))
     # Named after its content: made once per engine, and never one of an older version of this file.
-    name, tag = IMAGE, hashlib.sha256(root).hexdigest()[:12]
+    name, tag = IMAGE, hashlib.sha256(root + repr(_CHANGES).encode()).hexdigest()[:12]
     try:
         docker_engine.inspect_image(f"{name}:{tag}")
     except docker_module.errors.ImageNotFound:
-        docker_engine.import_image_from_data(root, name, tag)
+        docker_engine.import_image_from_data(root, name, tag, changes=_CHANGES)
     return f"{name}:{tag}"
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 import pytest
 
 from conveyor_runtime.errors import ConveyorError
-from conveyor_runtime.orchestra import Backend
+from conveyor_runtime.orchestra import Backend, Wish
 from conveyor_runtime.orchestra.qemu import QemuBackend
 from conveyor_runtime.orchestra.qemu.image import build
 from conveyor_runtime.orchestra.qemu.images import default_directory
@@ -70,7 +70,16 @@ class QemuPlace(Place):
         async def open_backend() -> Backend:
             return QemuBackend(shared.root, shared.images, host_paths)
 
-        super().__init__(open_backend, image="small")
+        keeps: set[Wish] = {"cpu limit", "memory limit", "pids limit", "absolute mount paths", "read-only mounts"}
+        keeps |= {"host mounts", "tmpfs", "user", "privileged", "network none", "named network"}
+        super().__init__(
+            open_backend,
+            image="small",
+            keeps=keeps,
+            sandboxes_keep={*keeps, "mounts"},
+            network="user",
+            host_path=host_paths[0],
+        )
         self.installation = shared.installation
 
     async def sleeping(self, number: str) -> int:
