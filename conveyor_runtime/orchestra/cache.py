@@ -50,14 +50,24 @@ class ImageCache:
         """Whether something should go and can: a full cache of busy images is no reason to wake anybody."""
         return bool(self._idle) and self.size_bytes > self._capacity
 
+    def is_exempt(self, image: CachedImage) -> bool:
+        """Whether it is never to be removed, by the names it has now."""
+        for name in image.names:
+            try:
+                if str(parse_reference(name)) in self._exempt:
+                    return True
+            except TerminalError:
+                continue  # `<none>:<none>` and the like
+        return False
+
     def seen(self, image: CachedImage) -> None:
         """It is there, and idle as far as this process knows. One that is known already keeps its place."""
-        if not self._is_exempt(image) and image.id not in self._busy and image.id not in self._idle:
+        if not self.is_exempt(image) and image.id not in self._busy and image.id not in self._idle:
             self._idle[image.id] = image
 
     def mark_busy(self, image: CachedImage) -> None:
         """It is used, once more than before."""
-        if self._is_exempt(image):
+        if self.is_exempt(image):
             return
         self._idle.pop(image.id, None)
         _, uses = self._busy.get(image.id, (image, 0))
@@ -81,21 +91,12 @@ class ImageCache:
         """It could not be removed: it becomes the youngest, so that the next one has its turn."""
         self.seen(image)
 
-    def _is_exempt(self, image: CachedImage) -> bool:
-        for name in image.names:
-            try:
-                if str(parse_reference(name)) in self._exempt:
-                    return True
-            except TerminalError:
-                continue  # `<none>:<none>` and the like
-        return False
-
 
 async def clean(cache: ImageCache, remove: Callable[[CachedImage], Awaitable[None]], *, per_second: float) -> list[str]:
     """Remove images until the cache is no longer full, at most so many a second; the ids of those removed.
 
-    `remove` raises `Gone` for one that is not there (then somebody else removed it) and `BackendError` for one that
-    cannot be removed, which is then left for the next round.
+    `remove` raises `Gone` for one that is not there any more, or is not this cache's to remove, and `BackendError` for
+    one that cannot be removed, which is then left for the next round.
     """
     removed: list[str] = []
     failed: list[CachedImage] = []

@@ -14,6 +14,7 @@ from conveyor_runtime.orchestra import BackendSettings, Task
 from conveyor_runtime.orchestra.docker import DockerBackend
 from conveyor_runtime.testing import Place
 from conveyor_runtime.testing.place import quiet
+from tests.contract.conftest import until
 
 pytestmark = pytest.mark.docker
 
@@ -83,3 +84,38 @@ async def test_one_cleaner_however_many_prepare_at_once(shelf: Shelf, busybox: s
     assert cleaners() == 1
     await backend.close()
     assert cleaners() == 0
+
+
+async def test_an_image_with_names_in_two_repositories_goes(place: Place, shelf: Shelf) -> None:
+    await use(place, shelf.make("a", "b"))
+    await until(lambda: shelf.names() == [])
+
+
+async def test_what_a_container_is_made_of_stays_with_all_its_names(place: Place, shelf: Shelf) -> None:
+    image = shelf.make("sandbox", "too")
+    with await place.backend.prepare(place.task(image=image), quiet):
+        await place.sandboxes().start_sandbox(place.ns(), place.task(image=image), place.owner())
+    image = shelf.make("container", "two")
+    with await place.backend.prepare(place.sh("true", id="other", image=image), quiet):
+        await (await place.backend.run(place.ns(), place.sh("true", id="other", image=image), place.owner())).wait()
+    await use(place, shelf.make("unused"))  # the youngest goes, and only that one
+    await until(lambda: "unused:1" not in shelf.names())
+    assert shelf.names() == ["container:1", "sandbox:1", "too:1", "two:1"]
+    await place.backend.close_namespace(place.ns(), grace=0)
+    await use(place, shelf.make("unused"))
+    await until(lambda: shelf.names() == [])
+
+
+async def test_a_name_that_is_exempt_is_seen_when_it_is_given_late(
+    shelf: Shelf, docker_engine: Any, busybox: str
+) -> None:
+    settings = ImageSettings(cache_bytes=1, cache_exempt=(f"{shelf.prefix}-kept:1",), removals_per_second=50)
+    image, backend = shelf.make("a"), await DockerBackend.open(BackendSettings(images=settings))
+    backend._engine.api.images = shelf.listed
+    with await backend.prepare(Task("x", image, pull="never"), quiet):
+        docker_engine.tag(image, f"{shelf.prefix}-kept", "1")
+    other = shelf.make("unused")
+    (await backend.prepare(Task("x", other, pull="never"), quiet)).close()
+    await until(lambda: "unused:1" not in shelf.names())
+    assert shelf.names() == ["a:1", "kept:1"]
+    await backend.close()

@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from conveyor_runtime.config import Credentials, ImageSettings
-from conveyor_runtime.errors import BackendError, BackendUnavailable, ImageNotFound
+from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, ImageNotFound
 from conveyor_runtime.kit.backoff import exponential
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.cache import CachedImage, ImageCache, clean
@@ -123,25 +124,53 @@ class Images:
         return release
 
     async def _clean(self, cache: ImageCache) -> None:
-        async def remove(image: CachedImage) -> None:
-            try:
-                await self._engine.call(self._engine.api.remove_image, image.id)
-            except ImageNotFound as error:
-                raise BackendError(str(error)) from error
-
         is_looked_through = False
         while True:
             await self._released.wait()
             self._released.clear()
             try:
                 if not is_looked_through:
-                    for listed in await self._engine.call(self._engine.api.images):
-                        cache.seen(_cached(listed))
+                    for listed in await self._list():
+                        cache.seen(listed)
                     is_looked_through = True
                 if cache.is_full:
-                    await clean(cache, remove, per_second=self._settings.removals_per_second)
+                    await self._make_room(cache)
             except BackendError as error:
                 log.warning("cannot make room, will try again: %s", error, extra={"action": "image_room_failed"})
+
+    async def _make_room(self, cache: ImageCache) -> None:
+        # What a container was made of is used, though whoever started that has long let go of it.
+        used = await self._used()
+        busy = [image for image in await self._list() if image.id in used]
+        for image in busy:
+            cache.mark_busy(image)
+        try:
+            await clean(cache, partial(self._remove, cache), per_second=self._settings.removals_per_second)
+        finally:
+            for image in busy:
+                cache.mark_free(image)
+
+    async def _remove(self, cache: ImageCache, image: CachedImage) -> None:
+        """Take away its names, and with the last one it. The engine would do so at once, but not for one that has names
+        in several repositories; and it looks for containers at the last name only."""
+        try:
+            found = await self._inspect(image.id)
+            if cache.is_exempt(_cached(found)):
+                raise Gone(f"{image.id} has got a name that is exempt")
+            if image.id in await self._used():
+                raise BackendError(f"a container has been made of {image.id}")
+            for name in [*(found.get("RepoTags") or ()), *(found.get("RepoDigests") or ())] or [image.id]:
+                with suppress(ImageNotFound):  # a digest goes with the last tag of its repository
+                    await self._engine.call(self._engine.api.remove_image, name)
+        except ImageNotFound as error:
+            raise Gone(str(error)) from error
+
+    async def _list(self) -> list[CachedImage]:
+        return [_cached(image) for image in await self._engine.call(self._engine.api.images)]
+
+    async def _used(self) -> set[str]:
+        """The images that containers are made of, also of such that do not run."""
+        return {str(it["ImageID"]) for it in await self._engine.call(self._engine.api.containers, all=True)}
 
 
 def _cached(image: dict[str, Any]) -> CachedImage:
