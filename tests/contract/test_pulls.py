@@ -88,8 +88,10 @@ async def test_with_credentials_that_were_given(shop: Shop, opened: Any, docker_
     try:
         container = await backend.run("cv-pulls-run", Task("x", shop.image, ("true",)), owner)
         assert (await container.wait()).status == "success"
-        labels = docker_engine.inspect_container(container.id)["Config"]["Labels"]
-        assert labels["conveyor.digest"] == prepared.digest
+        sandbox = await backend.start_sandbox("cv-pulls-run", Task("sandbox", shop.image), owner)
+        for found in (container, sandbox):
+            labels = docker_engine.inspect_container(found.id)["Config"]["Labels"]
+            assert labels["conveyor.digest"] == prepared.digest
     finally:
         await backend.close_namespace("cv-pulls-run")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from docker.errors import DockerException
@@ -13,6 +14,7 @@ from conveyor_runtime.errors import BackendUnavailable, ImageNotFound, TerminalE
 from conveyor_runtime.orchestra.base import Progress
 from conveyor_runtime.orchestra.docker.client import Engine, translate
 from conveyor_runtime.orchestra.docker.reading import ThreadedReader
+from conveyor_runtime.orchestra.reference import parse_reference
 
 __all__ = ["PullReport", "digest_of", "pull", "pull_error"]
 
@@ -30,10 +32,18 @@ _NOT_THERE = (
 _EVERY = 5.0  # seconds between two lines about the same download
 
 
-def digest_of(image: dict[str, Any]) -> str:
-    """What names the content of an inspected image: its digest in the registry it came from, or else its id here."""
-    found = [str(name).partition("@")[2] for name in image.get("RepoDigests") or ()]
-    return found[0] if found else str(image["Id"])
+def digest_of(image: Mapping[str, Any], name: str) -> str:
+    """What names the content of an inspected image that was asked for by `name`: its digest in the repository of that
+    name, or its id here if it has none there. Another repository's digest could not be pulled from there."""
+    asked = parse_reference(name)
+    if asked.digest:
+        return asked.digest
+    for known in image.get("RepoDigests") or ():
+        with suppress(TerminalError):  # `<none>@<none>`
+            found = parse_reference(str(known))
+            if (found.host, found.repository) == (asked.host, asked.repository):
+                return found.digest
+    return str(image["Id"])
 
 
 async def pull(engine: Engine, image: str, credentials: Mapping[str, str] | None, on_progress: Progress) -> None:

@@ -56,7 +56,7 @@ class Images:
         if found is None:
             await self._pull(task.image, reference, on_progress)
             found = await self._inspect(task.image)
-        return Prepared(digest_of(found), self._hold(found))
+        return Prepared(digest_of(found, task.image), self._hold(found))
 
     async def close(self) -> None:
         """Stop making room."""

@@ -139,8 +139,10 @@ def owner_of(found: dict[str, str]) -> Owner:
     )
 
 
-def container_config(task: Task, user: str, marks: dict[str, str], found: dict[str, str]) -> dict[str, Any]:
-    """Arguments of `create_container`, without the host's part. `found` are the labels.
+def container_config(
+    task: Task, user: str, digest: str, marks: dict[str, str], found: Mapping[str, str]
+) -> dict[str, Any]:
+    """Arguments of `create_container` for a sandbox, without the host's part. `found` are the labels.
 
     The container itself belongs to root and `user` is only noted, for the execs: with a container of another user,
     no-new-privileges would leave even root's execs without the rights to look after it.
@@ -153,7 +155,7 @@ def container_config(task: Task, user: str, marks: dict[str, str], found: dict[s
         "user": "0",
         "working_dir": task.workdir,
         "stdin_open": True,
-        "labels": {**found, USER: user},
+        "labels": {**found, USER: user, DIGEST: digest},
         "healthcheck": {"test": ["NONE"]},  # an image's own check would test a service that does not run here
     }
 

@@ -33,7 +33,7 @@ async def start_sandbox(engine: Engine, ns: str, task: Task, owner: Owner) -> Do
     image = await engine.call(engine.api.inspect_image, task.image)
     for volume in volumes.values():
         await engine.call(engine.api.create_volume, volume, labels={**found, spec.KIND: "volume"})
-    config = spec.container_config(task, _user(task, image), {execs.SANDBOX_MARK: ns}, found)
+    config = _sandbox_config(task, image, ns, found)
     try:
         fresh, attributes = await _once(engine, name, config, host, lambda _: _begin(engine, name, task))
     except TerminalError:
@@ -52,7 +52,7 @@ async def start_warm(engine: Engine, name: str, task: Task, found: Mapping[str, 
     and goes with it. One that is not started to its end is removed."""
     host = await engine.call(spec.host_config, engine, task, {task.workdir: ""}, found)
     image = await engine.call(engine.api.inspect_image, task.image)
-    config = spec.container_config(task, _user(task, image), {execs.SANDBOX_MARK: name}, dict(found))
+    config = _sandbox_config(task, image, name, found)
     try:
         await engine.call(engine.api.create_container, name=name, host_config=host, **config)
         await _start(engine, name)
@@ -71,7 +71,7 @@ async def start_container(
     name = spec.container_name(ns, task.id)
     image = await engine.call(engine.api.inspect_image, task.image)
     host = await engine.call(spec.host_config, engine, task, spec.volume_names(ns, task))
-    config = spec.run_config(task, digest_of(image), spec.labels(ns, task.id, owner, "container"))
+    config = spec.run_config(task, digest_of(image, task.image), spec.labels(ns, task.id, owner, "container"))
     feeding: list[Coroutine[Any, Any, None]] = []
 
     async def start(fresh: bool) -> None:
@@ -87,8 +87,9 @@ async def start_container(
     return DockerContainer(engine, attributes), feeding[0] if feeding else None
 
 
-def _user(task: Task, image: Mapping[str, Any]) -> str:
-    return str(task.user or (image.get("Config") or {}).get("User") or "0")
+def _sandbox_config(task: Task, image: Mapping[str, Any], mark: str, found: Mapping[str, str]) -> dict[str, Any]:
+    user = str(task.user or (image.get("Config") or {}).get("User") or "0")
+    return spec.container_config(task, user, digest_of(image, task.image), {execs.SANDBOX_MARK: mark}, found)
 
 
 async def _once(

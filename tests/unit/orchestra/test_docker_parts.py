@@ -21,7 +21,7 @@ from conveyor_runtime.orchestra import Mount, Owner, Task
 from conveyor_runtime.orchestra.archive import tar_stream
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine, node_name, translate
-from conveyor_runtime.orchestra.docker.image import PullReport, pull_error
+from conveyor_runtime.orchestra.docker.image import PullReport, digest_of, pull_error
 from conveyor_runtime.orchestra.docker.stats import parse_stat
 from conveyor_runtime.orchestra.docker.stream import Demux
 
@@ -133,6 +133,15 @@ def test_names_labels_and_owners() -> None:
     for mount in (Mount("c", "/workspace"), Mount("../c", "/c")):
         with pytest.raises(TerminalError):
             spec.sandbox_volumes("ns", Task("x", mounts=(mount,)))
+
+
+def test_the_digest_is_of_the_repository_that_was_asked_for() -> None:
+    one, two, three = (f"sha256:{letter * 64}" for letter in "123")
+    image = {"Id": three, "RepoDigests": [f"q.io:5000/mirror/tools@{one}", f"debian@{two}", "<none>@<none>"]}
+    assert digest_of(image, "q.io:5000/mirror/tools:7") == one
+    assert digest_of(image, "docker.io/library/debian") == digest_of(image, "debian:12") == two
+    assert digest_of(image, "q.io:5000/tools") == digest_of({"Id": three}, "debian") == digest_of(image, three) == three
+    assert digest_of(image, f"debian@{three}") == three
 
 
 def test_engines_that_share_an_id_are_two_nodes() -> None:
