@@ -107,6 +107,18 @@ async def test_what_only_a_container_can_have_a_sandbox_is_refused(
     assert await docker_place.backend.namespaces(docker_place.installation) == []
 
 
+async def test_a_disk_limit_that_only_fails_when_it_is_tried_is_refused(docker_place: Place) -> None:
+    backend: Any = await docker_place.open()
+    if backend._engine.limits_disk:
+        pytest.skip("this engine keeps disk limits")
+    backend._engine.limits_disk = True  # as it would be with xfs, which is mounted here without quotas
+    task = docker_place.task(limits=Limits(disk_bytes=1 << 30))
+    for start in (backend.run, backend.start_sandbox):
+        with pytest.raises(TerminalError, match="disk limit"):
+            await start(docker_place.ns(), task, docker_place.owner())
+    assert await backend.namespaces(docker_place.installation) == []
+
+
 async def test_a_wish_that_docker_does_not_know_is_refused(
     docker_place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

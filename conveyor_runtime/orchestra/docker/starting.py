@@ -117,6 +117,10 @@ async def _create(engine: Engine, name: str, config: dict[str, Any], host: Any) 
         return False
     except Gone as error:
         raise ImageNotFound(str(error)) from error
+    except BackendError as error:
+        if host.get("StorageOpt") and "quota" in str(error):  # whether xfs is mounted with quotas, no engine tells
+            raise TerminalError(f"this docker engine cannot keep a disk limit: {error}") from error
+        raise
     return True
 
 
