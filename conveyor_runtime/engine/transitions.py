@@ -32,8 +32,9 @@ class Transitions:
         self.now = now
 
     async def find(self, run_id: str) -> Versioned[RunRecord] | None:
-        """The run as far as this process knows, else as the store does."""
-        return self.state.view.run(run_id) or await self.state.run(run_id)
+        """The run as far as this process knows, else as the store does; then this process knows it, or what it hears of
+        it a moment later would be older than what it has acted on."""
+        return self.state.view.run(run_id) or await self.state.newest_run(run_id)
 
     async def change(
         self, run_id: str, change: Change, *, puts: Sequence[Put] = (), start: bool = False

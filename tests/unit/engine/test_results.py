@@ -14,6 +14,7 @@ from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.errors import BusUnavailable
 from conveyor_runtime.models import DriverRecord, PlannedStep, RunRecord, Status, StepResult, StepState
 from conveyor_runtime.store import Put, Write, keys
+from conveyor_runtime.store.base import Change
 from tests.unit.engine.world import NOW, Watcher
 
 DRIVERS = {"d": DriverRecord(name="d", types=("thing",)), "f": DriverRecord(name="f", types=("thing",), sdk="foreign")}
@@ -95,6 +96,21 @@ async def test_a_result_is_not_dropped_because_this_engine_has_not_heard_yet_tha
     run = await results.fold(watcher.transitions, cast(Any, Bus()), before, [ours("a")])
     stored = await watcher.state.run("r")
     assert stored is not None and stored.record.steps["a"].status is run.steps["a"].status is Status.SUCCEEDED
+
+
+async def test_a_result_is_not_dropped_because_this_engine_hears_only_now_of_the_runs_beginning(
+    watcher: Watcher,
+) -> None:
+    """Rule 10: what was read from the store is not followed by what the view hears late."""
+    begun = RUN.model_copy(update={"status": Status.ACCEPTED, "steps": {}})
+    [first] = await watcher.view._store.commit([Write(keys.run("r"), begun.encode())])
+    await watcher.view._store.commit([Write(keys.run("r"), RUN.encode())])
+    found = await watcher.transitions.find("r")
+    assert found is not None
+    watcher.view.apply(Change(keys.run("r"), begun.encode(), first))
+    await results.fold(watcher.transitions, cast(Any, Bus()), found.record, [ours("a")])
+    stored = await watcher.state.run("r")
+    assert stored is not None and stored.record.steps["a"].status is Status.SUCCEEDED
 
 
 async def test_a_result_the_bus_cannot_take_now_is_kept(watcher: Watcher, monkeypatch: Any) -> None:
