@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from conveyor_runtime.bus import Delivery
 from conveyor_runtime.errors import InfrastructureError, RevisionConflict
@@ -32,7 +33,8 @@ class Claims:
     def __init__(self, state: State, lease: Lease) -> None:
         self._state = state
         self._lease = lease
-        self._doubtful: asyncio.Queue[Work] = asyncio.Queue()
+        self._doubtful: dict[tuple[str, str, int, int], Work] = {}
+        self._doubt = asyncio.Event()
 
     async def take(self, work: Work, node: str, delivery: Delivery) -> bool:
         """Whether this attempt is ours now. If not, the delivery has been answered."""
@@ -42,6 +44,7 @@ class Claims:
         if delivery.age > _OLD and not await self._still_open(work):
             await delivery.ack()
             return False
+        self._doubtful.pop(work.numbers, None)  # what an earlier try has left is met below
         claim = Claim(instance=self._lease.id, node=node, at=utc_now())
         try:
             await self._state.commit(Put(keys.claim(*work.numbers), claim, 0))
@@ -50,7 +53,8 @@ class Claims:
             return False
         except InfrastructureError:
             # Perhaps it is stored, and then nobody else may begin what nobody works on.
-            self._doubtful.put_nowait(work)
+            self._doubtful[work.numbers] = work
+            self._doubt.set()
             raise
         if not self._lease.held():
             await self.give_up(work, Stop.LEASE)
@@ -60,9 +64,27 @@ class Claims:
 
     async def give_up(self, work: Work, why: Stop | None) -> None:
         """Say in the claim that no result will come from here, so that the engine goes on without waiting."""
+        await self._give_up(work, why, lambda: True)
+
+    async def settle(self) -> None:
+        """For ever: give up claims whose storing was not answered. Their dispatch may come to others only, and they
+        leave it to this living process; if it comes here, it is taken or given up there."""
+        while True:
+            await self._doubt.wait()
+            self._doubt.clear()
+            for numbers, work in list(self._doubtful.items()):
+                try:
+                    await self._give_up(work, None, partial(self._doubtful.__contains__, numbers))
+                except InfrastructureError as error:
+                    log.debug("could not look at the claim of run %s: %s", work.run_id, error)
+                    asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._doubt.set)
+                else:
+                    self._doubtful.pop(numbers, None)
+
+    async def _give_up(self, work: Work, why: Stop | None, still: Callable[[], bool]) -> None:
         for _ in range(5):
             found = await self._state.claim(*work.numbers)
-            if found is None or found.record.instance != self._lease.id:
+            if found is None or found.record.instance != self._lease.id or not still():
                 return
             update = {"timed_out": True} if why is Stop.TIMEOUT else {"given_up": True}
             claim = found.record.model_copy(update={**update, "why": why.value if why else "it failed half-way"})
@@ -71,20 +93,6 @@ class Claims:
             except RevisionConflict:
                 continue
             return
-
-    async def settle(self, in_hand: Callable[[Work], bool]) -> None:
-        """For ever: give up claims whose storing was not answered, unless they are worked on by now. The dispatch may
-        come to others only, and they leave it to this living process."""
-        while True:
-            work = await self._doubtful.get()
-            while not in_hand(work):
-                try:
-                    await self.give_up(work, None)
-                except InfrastructureError as error:
-                    log.debug("could not look at the claim of run %s: %s", work.run_id, error)
-                    await asyncio.sleep(_LOOK_AGAIN)
-                else:
-                    break
 
     async def _taken_already(self, work: Work, delivery: Delivery) -> None:
         if not await self._still_open(work):

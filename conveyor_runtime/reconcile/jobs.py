@@ -48,10 +48,6 @@ class Jobs:
     def __iter__(self) -> Iterator[Job]:
         return iter(list(self._jobs.values()))
 
-    def holds(self, work: Work) -> bool:
-        """Whether this attempt is in hand."""
-        return work.numbers in self._jobs
-
     def begin(self, key: tuple[str, str, int, int], work: Work) -> Job | None:
         """Take an attempt in hand, by what names it; None if it is."""
         if key in self._jobs:

@@ -128,7 +128,7 @@ class DriverManager:
             self._watch_bus(),
         ]
         if not self._deps.plain:
-            side.append(self._dispatch.claims.settle(self._jobs.holds))
+            side.append(self._dispatch.claims.settle())
             side += [guard_streams(self._deps.bus), watch_epoch(self._deps.bus, self._deps.state)]
         if self._orchestra is not None and not self._deps.plain:
             side.append(Janitor(self._deps.state, self._orchestra, self._deps.installation).run())
