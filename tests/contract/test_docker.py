@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conveyor_runtime.errors import BackendError, BackendUnavailable, Gone, ImageNotFound, TerminalError
-from conveyor_runtime.orchestra import ExecTag, Limits, Mount, RestartPolicy, Task, checks
+from conveyor_runtime.orchestra import ExecTag, Limits, Mount, Task
 from conveyor_runtime.orchestra.docker import DockerBackend
 from conveyor_runtime.testing import Place, Said, run, unique
 from tests.contract.conftest import sleeping, until
@@ -88,46 +88,6 @@ async def test_mounts_are_shared_by_the_namespace(docker_place: Place) -> None:
     two = await started(docker_place, mounts=mounts, id="second")
     await run(one, "echo shared > /cache/f")
     assert (await run(two, "cat /cache/f"))[1].stdout == b"shared\n"
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"timeout": 1.0}, "timeout"),
-        ({"stdin": b"x"}, "stdin"),
-        ({"restart": RestartPolicy("on-failure", 2)}, "restart policy"),
-        ({"command": ("false",)}, "command"),
-    ],
-)
-async def test_what_only_a_container_can_have_a_sandbox_is_refused(
-    docker_place: Place, options: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(TerminalError, match=said):
-        await started(docker_place, **options)
-    assert await docker_place.backend.namespaces(docker_place.installation) == []
-
-
-async def test_a_disk_limit_that_only_fails_when_it_is_tried_is_refused(docker_place: Place) -> None:
-    backend: Any = await docker_place.open()
-    if backend._engine.limits_disk:
-        pytest.skip("this engine keeps disk limits")
-    backend._engine.limits_disk = True  # as it would be with xfs, which is mounted here without quotas
-    task = docker_place.task(limits=Limits(disk_bytes=1 << 30))
-    for start in (backend.run, backend.start_sandbox):
-        with pytest.raises(TerminalError, match="disk limit"):
-            await start(docker_place.ns(), task, docker_place.owner())
-    assert await backend.namespaces(docker_place.installation) == []
-
-
-async def test_a_wish_that_docker_does_not_know_is_refused(
-    docker_place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = checks.wishes
-    monkeypatch.setattr(checks, "wishes", lambda task: known(task) | {"a new one"})
-    backend = await docker_place.open()
-    for start in (backend.run, backend.start_sandbox):
-        with pytest.raises(TerminalError, match="a new one"):
-            await start(docker_place.ns(), docker_place.task(), docker_place.owner())
 
 
 async def test_zombies_are_reaped(docker_place: Place) -> None:
@@ -263,6 +223,21 @@ async def test_no_engine_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
     with pytest.raises(BackendUnavailable):
         await DockerBackend.open()
+
+
+async def test_a_container_in_which_nothing_ends_holds_up_nobody(
+    docker_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyor_runtime.orchestra.docker.helper._SHORT", 1.0)
+    sandbox = await started(docker_place)
+    shell = "#!/bin/busybox sh\nexec sleep 1000\n"
+    assert (await run(sandbox, f"rm /bin/sh; printf '{shell}' > /bin/sh; chmod +x /bin/sh"))[0].exit_code == 0
+    async with asyncio.timeout(20):
+        with pytest.raises(BackendError, match="not answered for 1 s"):
+            await sandbox.end_execs("build", (2, 0))
+        backend = await docker_place.open()
+        await backend.close_namespace(docker_place.ns(), grace=5)
+        await backend.close()
 
 
 async def test_thirty_builds_at_once_can_all_be_cancelled(docker_place: Place) -> None:

@@ -15,6 +15,9 @@ from conveyor_runtime.orchestra.execs import Record
 
 __all__ = ["Helper", "Note"]
 
+_SHORT = 30.0  # seconds to look at processes
+_LONG = 600.0  # seconds to go through a tree of files
+
 
 @dataclass(frozen=True)
 class Note:
@@ -25,7 +28,8 @@ class Note:
 
 
 class Helper:
-    """Raises `Gone` when the container is not there or does not run."""
+    """Raises `Gone` when the container is not there or does not run, `BackendError` when no answer comes in time: what
+    is in a container may be broken in any way, and holds up nobody for ever."""
 
     def __init__(self, engine: Engine, container: str) -> None:
         self._engine = engine
@@ -83,18 +87,20 @@ class Helper:
 
     async def _run(self, script: str, arguments: list[str], user: str, *, long: bool = False) -> str:
         command = ["sh", "-c", script, "sh", *arguments]
-        call = self._engine.transfer if long else self._engine.call
-        code, out, err = await call(self._blocking, command, user)
+        call, seconds = (self._engine.transfer, _LONG) if long else (self._engine.call, _SHORT)
+        code, out, err = await call(self._blocking, command, user, seconds)
         if code != 0:
             raise BackendError(f"cannot look after container {self._container[:12]}: {err.strip() or f'code {code}'}")
         return out
 
-    def _blocking(self, command: list[str], user: str) -> tuple[int, str, str]:
+    def _blocking(self, command: list[str], user: str, seconds: float) -> tuple[int, str, str]:
         api = self._engine.api
         try:
             created = api.exec_create(self._container, command, user=user, workdir="/")
-            found = Connection.start(api, created["Id"]).collect()
+            found = Connection.start(api, created["Id"]).collect(seconds)
             code = api.exec_inspect(created["Id"])["ExitCode"]
+        except TimeoutError as error:
+            raise BackendError(f"container {self._container[:12]} has not answered for {seconds:g} s") from error
         except Exception as error:
             if isinstance(translate(error), Conflicting):
                 raise Gone(f"the container {self._container[:12]} does not run") from error

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -142,6 +143,8 @@ class Connection:
         """Some bytes; None at the end. Blocking."""
         try:
             data: bytes = self._file.read1(_CHUNK)
+        except TimeoutError:  # only where one was set
+            raise
         except (OSError, ValueError):  # closed by stop(), or the engine died: the exec's own state tells which
             data = b""
         return data or None
@@ -192,12 +195,16 @@ class Connection:
         finally:
             thread.shutdown(wait=False)
 
-    def collect(self) -> dict[Stream, bytes]:
-        """Everything, for a short command. Blocking."""
+    def collect(self, seconds: float) -> dict[Stream, bytes]:
+        """Everything, for a short command. Blocking. Raises `TimeoutError` if it has not ended after so long."""
         found: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
         demux = Demux()
+        over_at = time.monotonic() + seconds
         try:
-            while (data := self.read()) is not None:
+            while True:
+                self._socket.settimeout(max(over_at - time.monotonic(), 0.001))
+                if (data := self.read()) is None:
+                    break
                 for stream, piece in demux.feed(data):
                     found[stream] += piece
         finally:
