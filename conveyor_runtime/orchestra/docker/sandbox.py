@@ -31,7 +31,7 @@ _SETTLE = 10.0  # seconds for the engine to know what became of an exec
 
 
 class DockerSandbox:
-    """See `conveyor_runtime.orchestra.base.Sandbox`."""
+    """See `conveyor_runtime.orchestra.capabilities.Sandbox`."""
 
     def __init__(self, engine: Engine, attributes: Mapping[str, Any]) -> None:
         """`attributes` are the container's, as inspected."""

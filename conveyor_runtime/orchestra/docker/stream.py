@@ -1,4 +1,4 @@
-"""Output of an exec: an HTTP connection that became a stream of frames."""
+"""What comes bit by bit: the streams of execs and of containers' stdin, logs, waits, statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from conveyor_runtime.orchestra.docker.reading import ByteReader
 from conveyor_runtime.orchestra.status import Stream
 from conveyor_runtime.orchestra.task import Stdin
 
-__all__ = ["Connection", "Demux"]
+__all__ = ["Connection", "Demux", "Streaming"]
 
 _HEADER = struct.Struct(">BxxxL")
 _STREAMS: dict[int, Stream] = {1: "stdout", 2: "stderr"}
