@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from typing import Any, Self, TypeVar
 
 import docker
 import docker.errors
-import docker.utils
 import requests
 
 from conveyor_runtime.errors import (
@@ -30,6 +28,7 @@ from conveyor_runtime.errors import (
     ImageNotFound,
     TerminalError,
 )
+from conveyor_runtime.orchestra.docker.finding import address, connection
 
 __all__ = ["Conflicting", "Engine", "node_name", "translate"]
 
@@ -77,7 +76,7 @@ def _no_answer(error: Exception) -> str:
         inner = found
         seen.add(id(inner))
     why = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
-    return f"docker does not answer at {os.environ.get('DOCKER_HOST') or 'its default socket'}: {why}"
+    return f"docker does not answer at {address()}: {why}"
 
 
 class Engine:
@@ -97,8 +96,8 @@ class Engine:
 
     @classmethod
     async def open(cls) -> Self:
-        """Connect as the docker command does (DOCKER_HOST, DOCKER_TLS_VERIFY, DOCKER_CERT_PATH), with the newest
-        version of the API both sides know. Raises `BackendUnavailable` if nothing answers."""
+        """Connect to where the docker command would (`finding`), with the newest version of the API both sides know.
+        Raises `BackendUnavailable` if nothing answers."""
         try:
             api, info = await asyncio.to_thread(_connect)
         except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
@@ -159,7 +158,7 @@ def _connect() -> tuple[Any, dict[str, Any]]:
         version="auto",
         timeout=_FIRST_ANSWER,
         max_pool_size=_WORKERS + _TRANSFERS,
-        **_docker.utils.kwargs_from_env(),
+        **connection(),
     )
     try:
         info = api.info()
