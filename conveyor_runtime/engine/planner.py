@@ -54,6 +54,8 @@ def _pass(run: RunRecord, fleet: Fleet, now: datetime) -> RunRecord:
     assert run.plan is not None
     for step in run.plan:
         state = run.state(step.id)
+        if state.status.terminal:
+            continue
         due = state.goes_on_at
         if due is not None and due > now:
             continue
@@ -232,6 +234,8 @@ def _reopened(state: StepState) -> StepState:
 
 def _follow_cancel(run: RunRecord, now: datetime) -> RunRecord:
     """A cancelled run's steps that wait for their next attempt end at once."""
+    if run.cancel is None:
+        return run
     for step in run.plan or ():
         state = run.steps.get(step.id)
         if state and state.status is Status.AWAITING_RETRY and run.cancels(step):

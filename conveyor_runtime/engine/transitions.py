@@ -6,6 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import cache
+
+from prometheus_client import Counter, Histogram
 
 from conveyor_runtime.engine import planner, steps
 from conveyor_runtime.engine.dispatcher import Dispatcher, UndeliverableError
@@ -113,15 +116,22 @@ class Transitions:
         return None
 
 
+@cache
+def _of_driver(driver: str, status: Status) -> tuple[Counter, Histogram]:
+    """The instruments for the steps of a driver that end so: looking them up costs more than using them."""
+    finished = metrics.STEPS_FINISHED.labels(driver=driver, status=status.value)
+    return finished, metrics.STEP_SECONDS.labels(driver=driver)
+
+
 def _count(before: RunRecord, after: RunRecord) -> None:
     """The metrics of what ended by this transition."""
     for step in after.plan or ():
         state, old = after.steps.get(step.id), before.steps.get(step.id)
-        if state is None or not state.status.terminal or (old is not None and old.status.terminal):
+        if state is old or state is None or not state.status.terminal or (old is not None and old.status.terminal):
             continue
-        metrics.STEPS_FINISHED.labels(driver=step.driver, status=state.status.value).inc()
+        finished, took = _of_driver(step.driver, state.status)
+        finished.inc()
         if state.started_at is not None and state.finished_at is not None:
-            seconds = (state.finished_at - state.started_at).total_seconds()
-            metrics.STEP_SECONDS.labels(driver=step.driver).observe(seconds)
+            took.observe((state.finished_at - state.started_at).total_seconds())
     if after.status.terminal and not before.status.terminal:
         metrics.RUNS_FINISHED.labels(pipeline=after.pipeline or "", status=after.status.value).inc()

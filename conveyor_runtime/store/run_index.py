@@ -20,6 +20,8 @@ LIVE: Key = ("live", "")
 
 _TERMINAL = {status.value for status in Status if status.terminal}
 
+_UNDER_WAY = {status.value.encode() for status in Status if not status.terminal}
+
 _STATUS = re.compile(rb'"status":"(\w+)"')
 _NAMES = re.compile(rb'"type":"([\w-]+)","name":"([\w-]+)"')
 _PIPELINE = re.compile(rb'"pipeline":"([\w-]+)"')
@@ -50,6 +52,13 @@ class Facts(NamedTuple):
         state = {("status", self.status)} if self.ended else {LIVE} if self.status else set()
         names = {("type", self.type), ("name", self.name), ("resource", f"{self.type}.{self.name}")}
         return {ALL, *state, *names, *([("pipeline", self.pipeline)] if self.pipeline else ())}
+
+
+def still_under_way(before: bytes, after: bytes) -> bool:
+    """Whether a stored run was written anew in the middle of it. Then it is found by the same as before: all but the
+    status is pinned when it is made."""
+    old, new = _STATUS.search(before), _STATUS.search(after)
+    return old is not None and new is not None and old[1] in _UNDER_WAY and new[1] in _UNDER_WAY
 
 
 class RunIndex:

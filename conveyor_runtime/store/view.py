@@ -27,7 +27,7 @@ from conveyor_runtime.models import (
     Status,
 )
 from conveyor_runtime.store.base import Change, Store, Watch
-from conveyor_runtime.store.run_index import ALL, Facts, RunIndex
+from conveyor_runtime.store.run_index import ALL, Facts, RunIndex, still_under_way
 from conveyor_runtime.store.versioned import Versioned
 
 log = logging.getLogger(__name__)
@@ -155,6 +155,8 @@ class View:
                 del self._claims_of_run[parts[0]]
 
     def _index_run(self, run_id: str, before: bytes | None, after: bytes | None) -> None:
+        if before is not None and after is not None and still_under_way(before, after):
+            return
         old, new = (Facts.read(raw) if raw is not None else None for raw in (before, after))
         self.runs.change(run_id, old, new)
         if new is None:

@@ -188,3 +188,19 @@ def test_only_the_runs_that_ended_last_stay_decoded(view: View, monkeypatch: pyt
     assert [run_id for run_id, it in found.items() if it is not None and it._record is not None] == ["live", "c", "b"]
     assert found["a"] is not None and found["a"].look() == run_of("a", Status.FAILED)
     assert found["a"]._record is None, "who looks at many keeps none"
+
+
+def test_a_run_that_is_written_anew_is_found_by_what_it_is_now(view: View) -> None:
+    seen = []
+    statuses = (Status.ACCEPTED, Status.RUNNING, Status.RUNNING, Status.FAILED, Status.RUNNING)
+    for revision, status in enumerate(statuses, 1):
+        view.apply(Change(keys.run("r"), run_of("r", status).encode(), revision))
+        seen.append((set(view.live_runs), view.runs.before([("status", "Failed")], "", 9)))
+    assert seen == [({"r"}, [])] * 3 + [(set(), ["r"]), ({"r"}, [])]
+
+
+def test_a_run_of_a_newer_version_stays_set_aside_when_it_is_written_anew(view: View) -> None:
+    strange = run_of("r").encode().replace(b"Running", b"Pondering")
+    for revision in (1, 2):
+        view.apply(Change(keys.run("r"), strange, revision))
+        assert view.run("r") is None
