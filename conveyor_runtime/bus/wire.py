@@ -26,6 +26,7 @@ __all__ = [
     "assemble",
     "decode_ack",
     "header_lines",
+    "parse_header_lines",
     "parse_headers",
     "parse_time",
     "status_of",
@@ -158,11 +159,16 @@ def origin(reply: str) -> Origin:
 
 def parse_headers(raw: bytes) -> dict[str, str]:
     """Header block as stored by the server (`NATS/1.0` line first) to a mapping; the first value wins."""
+    return parse_header_lines(raw.partition(b"\r\n")[2])
+
+
+def parse_header_lines(raw: bytes) -> dict[str, str]:
+    """As `parse_headers`, of the lines that follow the first."""
     headers: dict[str, str] = {}
-    for line in raw.split(b"\r\n")[1:]:
-        name, colon, value = line.partition(b":")
+    for line in raw.decode("utf-8", "replace").split("\r\n"):
+        name, colon, value = line.partition(":")
         if colon:
-            headers.setdefault(name.decode("utf-8", "replace"), value.strip().decode("utf-8", "replace"))
+            headers.setdefault(name, value.strip())
     return headers
 
 

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 
 from conveyor_runtime.bus import wire
+from conveyor_runtime.bus.link import _Client
 from conveyor_runtime.errors import BusError
 
 
@@ -65,6 +67,12 @@ def test_times_of_the_server() -> None:
     assert wire.parse_time("2026-11-21T12:00:00Z") == datetime(2026, 11, 21, 12, 0, 0, 0, UTC)
     assert wire.parse_time("2026-11-21T12:00:00.1Z") == datetime(2026, 11, 21, 12, 0, 0, 100000, UTC)
     assert wire.parse_time("2026-11-21T12:00:00.123456789Z") == datetime(2026, 11, 21, 12, 0, 0, 123456, UTC)
+
+
+def test_headers_are_read_by_us_in_place_of_the_client() -> None:
+    assert callable(Client._parse_header_lines), "what we replace is still there"
+    read = _Client._parse_header_lines(b"A: 1\r\nB:2: 3\r\nno header\r\nA: 4\r\nC: \xc3\xbc\xff \r\n\r\n")
+    assert read == {"A": "1", "B": "2: 3", "C": "ü\ufffd"}
 
 
 def test_stored_headers() -> None:
