@@ -124,7 +124,9 @@ async def _serve(payload: Resource[TaskSpec], logger: DriverLogger, context: Run
         message = "the service was started"
     else:
         message = "the service runs"
-    return DriverResult(success=True, message=message, data={"backend": backend.name, **_facts(running)})
+    return DriverResult(
+        success=True, message=message, data={"backend": backend.name, **_facts(running)}, stays=backend.node
+    )
 
 
 async def _delete(payload: Resource[TaskSpec], context: RunContext) -> DriverResult:

@@ -218,7 +218,11 @@ class Engine:
         return run
 
     def _pinned(self, run: RunRecord) -> RunRecord:
-        """The run with its plan, made now for direct runs: one step per driver that takes the event."""
+        """The run with its plan, made now for direct runs, one step per driver that takes the event, and with the node
+        of its resource's service."""
+        found = self.state.view.resource(run.type, run.name)
+        if found is not None and found.record.node is not None and not run.steps:
+            run = run.model_copy(update={"home": found.record.node})
         if run.plan is not None:
             return run
         fleet = self.fleet()

@@ -76,7 +76,7 @@ class Ownership:
         elif queue_left is not None and queue_left <= 0:
             why, timed_out = steps.not_taken(step), True
         elif state.node is not None and self._nodes.is_gone(step.driver, state.node):
-            why = f"node gone: no {step.driver} has run on {state.node} for {NODE_GONE / 60:.0f} minutes"
+            why = f"{steps.NODE_GONE}: no {step.driver} has run on {state.node} for {NODE_GONE / 60:.0f} minutes"
         if why is None:
             return None
         return Claim(instance=ENGINE, at=self._transitions.now(), why=why, timed_out=timed_out)

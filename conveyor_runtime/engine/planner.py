@@ -82,7 +82,7 @@ def issue(run: RunRecord, step: PlannedStep, state: StepState, fleet: Fleet, now
     """Note one more publication of the step's dispatch, to the node it must meet; 0 if nobody could keep it."""
     update: dict[str, object] = {"due": None}
     if step.driver in fleet.drivers and fleet.is_sandbox(step.driver):
-        nodes = steps.nodes_to_meet(run, step, fleet)
+        nodes = steps.nodes_to_meet(run, step, fleet) or ({run.home} if run.home is not None else set())
         if len(nodes) > 1:
             update |= {
                 "status": Status.ERROR,
@@ -119,6 +119,7 @@ def apply_result(
         "data_key": data_key,
         "instance": result.instance or None,
         "claimed_node": result.node or state.claimed_node,
+        "stays": result.stays,
         "started_at": result.started_at or state.started_at,
         "finished_at": result.finished_at or now,
     }

@@ -45,6 +45,8 @@ def next_record(record: ResourceRecord, ended: Mapping[str, RunRecord | None], n
         update["last_run"] = active.run_id
         if run is not None and run.status is Status.SUCCEEDED and active.event in _CHANGES:
             update["observed_generation"] = active.generation
+        if run is not None:
+            update["node"] = _home(record, run)
         active = None
     if active is None:
         active = next((entry for entry in queue if entry.due is None or entry.due <= now), None)
@@ -52,6 +54,15 @@ def next_record(record: ResourceRecord, ended: Mapping[str, RunRecord | None], n
     if active is record.active and queue == record.queue:
         return record
     return record.model_copy(update={**update, "active": active, "queue": queue})
+
+
+def _home(record: ResourceRecord, run: RunRecord) -> str | None:
+    """Where what a run has left of the resource goes on; None = nowhere in particular."""
+    stays = [state.stays for state in run.steps.values() if state.stays is not None]
+    if stays:
+        return stays[-1]
+    gone = any(it.node == record.node and it.message.startswith(steps.NODE_GONE) for it in run.steps.values())
+    return None if gone or run.status is Status.SUCCEEDED else record.node
 
 
 def may_requeue(record: ResourceRecord, run: RunRecord) -> bool:

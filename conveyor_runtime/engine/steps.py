@@ -24,6 +24,9 @@ MAX_DEATHS = 5
 #: Times an attempt is handed over without a death (drained workers, lost leases) before it is ended all the same.
 MAX_HANDOVERS = 20
 
+#: How the reason begins why a step ended whose node has nobody any more.
+NODE_GONE = "node gone"
+
 #: How a step ends that did not go well.
 BAD = (Status.TIMED_OUT, Status.ERROR, Status.FAILED, Status.CANCELLED)
 

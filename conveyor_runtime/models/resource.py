@@ -72,6 +72,7 @@ class ResourceRecord(Model):
     `generation` counts changes of spec or pipeline, `revision` any change (Conveyor's `metadata.version`).
     `observed_generation` is the newest that a run succeeded with, `ended_generation` the newest that a run ended of,
     however it ended. Of runs that wait for the same driver, those of a higher `priority` are begun first.
+    `node` is where its service runs; its steps in sandboxes are worked on there.
     """
 
     id: str
@@ -91,6 +92,7 @@ class ResourceRecord(Model):
     queue: tuple[Entry, ...] = ()
     deleting: bool = False
     last_run: str | None = None
+    node: str | None = None
 
     @property
     def entries(self) -> tuple[Entry, ...]:

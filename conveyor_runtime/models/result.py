@@ -61,13 +61,15 @@ class DriverResult(Model):
     """What a reconcile returns.
 
     `data` is any JSON value, at most 64 KiB, handed to later steps. `requeue_after` (seconds) asks for another run of
-    the same resource on purpose; it is no retry.
+    the same resource on purpose; it is no retry. `stays` names the node where what was started goes on after the run:
+    later runs of the resource come to it, until one ends well without naming any.
     """
 
     success: bool
     message: str = ""
     data: Any = None
     requeue_after: float | None = None
+    stays: str | None = None
 
 
 class StepResult(Model):
@@ -84,6 +86,7 @@ class StepResult(Model):
     exit_code: int | None = None
     retryable: bool = False
     requeue_after: float | None = None
+    stays: str | None = None
     node: str | None = None
     instance: str = ""
     started_at: datetime | None = None

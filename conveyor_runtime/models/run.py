@@ -43,7 +43,8 @@ class StepState(Model):
 
     `attempt` is 0 until the step is opened; `takeover` counts hand-overs of this attempt, `deaths` those because the
     worker died; `issue` counts publications of its dispatch, 0 = not yet published because no driver could take it.
-    `node` is where the dispatch goes (None = anywhere), `claimed_node` where the latest known claim was. `queued_at` is
+    `node` is where the dispatch goes (None = anywhere), `claimed_node` where the latest known claim was, `stays` where
+    what it started goes on after the run. `queued_at` is
     since when a worker is waited for, where that has a limit. `due` is when it goes on (`goes_on_at`), or of a foreign
     driver's step, when its time is over.
     """
@@ -64,6 +65,7 @@ class StepState(Model):
     data: Any = None
     data_key: str | None = None
     instance: str | None = None
+    stays: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
@@ -107,7 +109,7 @@ class RunRecord(Model):
 
     `status` is always written, and before anything a user can fill: the view reads it without decoding the rest.
     `resource` is pinned as of its generation; above 4 KiB it lies in `input.<run_id>` and is None here. `plan` is None
-    while a direct run waits for the first driver that takes its type.
+    while a direct run waits for the first driver that takes its type. `home` is the node of the resource's service.
     """
 
     run_id: str
@@ -121,6 +123,7 @@ class RunRecord(Model):
     resource: Resource | None = None
     priority: int = 0
     plan: tuple[PlannedStep, ...] | None = None
+    home: str | None = None
     steps: dict[str, StepState] = Field(default_factory=dict)
     cancel: Cancel | None = None
     requeue_after: float | None = None

@@ -64,7 +64,8 @@ class Janitor:
         services = [owner.resource for owner in info.owners if owner.resource]
         if services:
             # It outlives the run that made it, but not its resource; one of the same name made later is another.
-            gone = now - info.created_at > _YOUNG and not any([await self._is_there(service) for service in services])
+            here = [await self._belongs_here(service, backend) for service in services]
+            gone = now - info.created_at > _YOUNG and not any(here)
             return gone and not await self._may_be_anothers(info)
         found = await self._state.run(info.run_id)
         if found is None:
@@ -98,11 +99,12 @@ class Janitor:
             log.warning("%s is left alone: %s", info.ns, why)
         return bool(why)
 
-    async def _is_there(self, service: str) -> bool:
+    async def _belongs_here(self, service: str, backend: Backend) -> bool:
+        """Whether its resource is there, and does not say that the service is on another node."""
         type_, _, rest = service.partition("/")
         name, _, identity = rest.rpartition("/")
         found = await self._state.resource(type_, name)
-        return found is not None and found.record.id == identity
+        return found is not None and found.record.id == identity and found.record.node in (None, backend.node)
 
     async def _moved_away(self, owner: Owner, backend: Backend) -> bool:
         """Whether the step that made this was taken over, and the worker that has it now is on another node."""

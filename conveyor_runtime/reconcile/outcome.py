@@ -32,6 +32,7 @@ class Outcome:
     exit_code: int | None = None
     retryable: bool = False
     requeue_after: float | None = None
+    stays: str | None = None
 
 
 def of_return(value: object) -> Outcome:
@@ -47,7 +48,7 @@ def of_return(value: object) -> Outcome:
     if again is not None and not 0 <= again <= LONGEST_REQUEUE:
         return Outcome(Status.ERROR, f"requeue_after is {again}; it must be seconds from 0 to a year")
     status = Status.SUCCEEDED if value.success else Status.FAILED
-    return Outcome(status, short(value.message), value.data, requeue_after=value.requeue_after)
+    return Outcome(status, short(value.message), value.data, requeue_after=value.requeue_after, stays=value.stays)
 
 
 def of_exception(error: BaseException) -> Outcome:

@@ -70,6 +70,7 @@ class Work:
             exit_code=outcome.exit_code,
             retryable=outcome.retryable,
             requeue_after=outcome.requeue_after,
+            stays=outcome.stays,
             node=node,
             instance=instance,
             started_at=started_at,

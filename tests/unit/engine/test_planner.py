@@ -352,6 +352,13 @@ def test_a_step_goes_to_the_node_of_the_nearest_sandbox_before_it() -> None:
     assert run.steps["c"].node == "n2" and run.steps["c"].issue == 1
 
 
+def test_steps_in_sandboxes_go_to_the_node_of_the_service() -> None:
+    """Rule 5."""
+    at = Fleet({**sandboxes("a", "c").drivers, "b": record("b")})
+    run = take(planner.advance(run_of(chain("a", "b", "c"), home="n3"), at, NOW), "a", at=at, node="n3")
+    assert (run.steps["a"].node, run.steps["b"].node) == ("n3", None)
+
+
 def test_two_nodes_to_meet_are_an_error() -> None:
     """Rule 5."""
     plan = (

@@ -13,6 +13,7 @@ import pytest
 from conveyor_runtime.engine import runs
 from conveyor_runtime.engine.plans import Fleet
 from conveyor_runtime.engine.settle import Settler, next_record, superseded
+from conveyor_runtime.engine.steps import NODE_GONE
 from conveyor_runtime.engine.transitions import Transitions
 from conveyor_runtime.models import Entry, PlannedStep, Resource, ResourceRecord, RunRecord, Status, StepState
 from conveyor_runtime.store import MemoryStore, Put, State, View, Write, keys
@@ -110,6 +111,24 @@ def test_what_an_ended_run_leaves_in_the_record(active: str, status: Status | No
     run = run_of(active, status, event=active[:-1], generation=2) if status else None
     after = next_record(owing(active), {active: run}, NOW)
     assert (after.last_run, (after.observed_generation, after.ended_generation)) == (active, observed)
+
+
+@pytest.mark.parametrize(
+    ("status", "step", "after"),
+    [
+        pytest.param(Status.SUCCEEDED, StepState(stays="n2"), "n2", id="started there"),
+        pytest.param(Status.SUCCEEDED, StepState(), None, id="it is no service any more"),
+        pytest.param(Status.FAILED, StepState(stays="n2"), "n2", id="started, and another step failed"),
+        pytest.param(Status.FAILED, StepState(node="n1", message="exit code 1"), "n1", id="what ran may run still"),
+        pytest.param(Status.ERROR, StepState(node="n1", message=f"{NODE_GONE}: nobody"), None, id="its node is gone"),
+        pytest.param(Status.ERROR, StepState(node="n3", message=f"{NODE_GONE}: nobody"), "n1", id="another is gone"),
+    ],
+)
+def test_where_a_service_is(status: Status, step: StepState, after: str | None) -> None:
+    """Rule 5."""
+    run = run_of("update2", status, event="update", generation=2, steps={"a": step})
+    assert next_record(owing("update2", node="n1"), {"update2": run}, NOW).node == after
+    assert next_record(owing("update2", node="n1"), {"update2": None}, NOW).node == "n1", "a run that was lost"
 
 
 def test_a_run_cancelled_before_its_turn_has_ended_its_generation() -> None:

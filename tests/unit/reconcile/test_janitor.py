@@ -116,6 +116,17 @@ async def test_services_live_with_their_resource(resource: str, age: float, reap
     assert place.closed == (["cv-i-x"] if reaped else [])
 
 
+@pytest.mark.parametrize(("node", "reaped"), [(None, False), (HERE, False), (ELSEWHERE, True)])
+async def test_a_service_lives_on_one_node_only(node: str | None, reaped: bool) -> None:
+    """Rule 15."""
+    state = State(MemoryStore())
+    record = ResourceRecord(id="id1", type="thing", name="one", created_at=utc_now(), updated_at=utc_now(), node=node)
+    await state.commit(Put(keys.resource("thing", "one"), record))
+    place = Place(9999, "thing/one/id1")
+    await Janitor(state, cast(Orchestra, SimpleNamespace(backends=[place])), "i").round()
+    assert place.closed == (["cv-i-x"] if reaped else [])
+
+
 @pytest.mark.parametrize(("ended", "over"), [(5, 25), (60, None)])
 async def test_it_tells_when_a_grace_it_met_is_over(ended: float, over: float | None) -> None:
     state = State(MemoryStore())
