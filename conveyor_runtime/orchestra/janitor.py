@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -13,6 +14,9 @@ from conveyor_runtime.orchestra.status import NamespaceInfo
 __all__ = ["IsDead", "reap"]
 
 logger = logging.getLogger(__name__)
+
+#: Seconds after the grace that closing one namespace may take: others must not wait for what hangs.
+_LONGEST = 60.0
 
 IsDead = Callable[[NamespaceInfo], Awaitable[bool]]
 """True only on a positive answer that the owner has ended (plus grace) or was never heard of. Not knowing is an
@@ -45,11 +49,12 @@ async def reap(backend: Backend, installation: str, is_dead: IsDead, *, grace: f
         if not dead:
             continue
         try:
-            await backend.close_namespace(info.ns, grace=grace)
-        except BackendError as error:
+            async with asyncio.timeout(grace + _LONGEST):
+                await backend.close_namespace(info.ns, grace=grace)
+        except (BackendError, TimeoutError) as error:
             logger.warning(
                 "cannot close a dead namespace, will try again: %s",
-                error,
+                str(error) or "it takes too long",
                 extra={"action": "reap_failed", "namespace": info.ns},
             )
             continue

@@ -48,12 +48,14 @@ class Janitor:
         """One look at every backend; what cannot be judged now is judged in the next round. Tells when the first of the
         graces is over for which something was spared."""
         self._spared_until = None
-        for backend in self._orchestra.backends:
-            try:
-                await reap(backend, self._installation, partial(self._is_dead, backend))
-            except InfrastructureError as error:
-                log.warning("the janitor could not look at %s: %s", backend.name, error)
+        await asyncio.gather(*map(self._look_at, self._orchestra.backends))
         return self._spared_until
+
+    async def _look_at(self, backend: Backend) -> None:
+        try:
+            await reap(backend, self._installation, partial(self._is_dead, backend))
+        except InfrastructureError as error:
+            log.warning("the janitor could not look at %s: %s", backend.name, error)
 
     async def _is_dead(self, backend: Backend, info: NamespaceInfo) -> bool:
         """Whether the owner ended long enough ago, was never recorded, or works on another node now.
