@@ -50,14 +50,15 @@ class Sandbox(Protocol):
         """End everything that execs of `step` tagged below `before` = (attempt, takeover) left running.
 
         Waits until they are really gone and returns how many execs that were. An exec with such a tag that has been
-        asked for but has not begun yet will refuse to begin.
+        asked for but has not begun yet will refuse to begin: `error`, and stderr says why.
         """
 
     async def copy_in(self, source: Path, target: str) -> None:
         """Make `target` (relative to the workspace, `.` = itself) the content of the directory `source`.
 
-        What was there goes. Symbolic links are copied as links, devices and sockets are refused, and nothing
-        outside the workspace is written; the copy belongs to the sandbox's user (root unless the task names one).
+        What was there goes. Symbolic links are copied as links; the copy belongs to the user that execs run as.
+        Raises `TerminalError` for devices, pipes and sockets, and for a target outside; one that a link leads out is
+        refused, too. Nothing is written after a cancelled call has ended.
         """
 
     async def cleanup(self) -> None:
@@ -69,7 +70,9 @@ class Sandboxes(Protocol):
     """A backend that has sandboxes. After PocketCI's sandbox drivers, with execs that can be told apart and ended."""
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> Sandbox:
-        """Start it, or return the one that runs already under this namespace and task id. `command` is empty."""
+        """Start it, or return the one that runs already under this namespace and task id.
+
+        Raises `TerminalError` for a task with a command, stdin or timeout, and for an id that a container has."""
 
     async def get_sandbox(self, ns: str, task_id: str) -> Sandbox:
         """The running sandbox, also from another process than started it. Raises `Gone` if there is none."""

