@@ -112,7 +112,8 @@ class Backend(Protocol):
 
     async def run(self, ns: str, task: Task, owner: Owner) -> Container:
         """Start it and return at once, or return the one that is there already under this namespace and task id,
-        running or ended: however many ask at once, it is started once. Makes the volumes of its mounts.
+        running or ended: however many ask at once, it is started once. Makes the volumes of its mounts. Raises
+        `TerminalError` for an id that a sandbox has.
 
         A command that cannot be executed is a task's failure: `error` with exit code 126 or 127, and stderr says why.
         """

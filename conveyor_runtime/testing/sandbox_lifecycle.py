@@ -178,6 +178,21 @@ async def test_ids_that_lead_elsewhere_are_refused(place: Place, backend: Sandbo
     assert await backend.namespaces(place.installation) == []
 
 
+async def test_one_id_is_a_container_or_a_sandbox(place: Place, backend: SandboxBackend) -> None:
+    sandbox = await backend.start_sandbox(place.ns(), place.task(id="box"), place.owner())
+    with pytest.raises(TerminalError):
+        await backend.run(place.ns(), place.sh("true", id="box"), place.owner())
+    with pytest.raises(Gone):
+        await backend.get(place.ns(), "box")
+    assert (await run(sandbox, "true"))[0].status == "success"
+    container = await backend.run(place.ns(), place.sh("sleep 1000", id="task"), place.owner())
+    with pytest.raises(TerminalError):
+        await backend.start_sandbox(place.ns(), place.task(id="task"), place.owner())
+    with pytest.raises(Gone):
+        await backend.get_sandbox(place.ns(), "task")
+    assert (await container.status()).status == "running"
+
+
 def test_namespace_is_pure_and_tells_everything_apart() -> None:
     uuid = "019a8f3e-7c1b-7d2a-9c3e-1f2a3b4c5d6e"
     assert namespace("inst", uuid) == f"cv-inst-{uuid}"

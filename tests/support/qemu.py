@@ -104,7 +104,7 @@ class QemuPlace(Place):
         if found is None or found[1].network or found[1].exports:
             return False
         for task_id in layout.tasks(ns):
-            await (await self._qemu.get(ns, task_id)).cleanup()
+            await self._qemu._remover(ns, task_id)()
         for name in layout.volumes(ns):
             await self._qemu.volume(ns, name).cleanup()
         return True

@@ -128,8 +128,9 @@ class DockerBackend:
         """See the contract."""
         name = spec.container_name(ns, task_id)
         attributes = await self._engine.call(self._engine.api.inspect_container, name)
-        if namespace_of(name, attributes["Config"].get("Labels") or {}) != ns:
-            raise Gone(f"there is no container {task_id} in {ns}")
+        found = attributes["Config"].get("Labels") or {}
+        if namespace_of(name, found) != ns or found.get(spec.KIND) != "sandbox":
+            raise Gone(f"there is no sandbox {task_id} in {ns}")
         if not attributes["State"]["Running"]:
             raise Gone(f"the container {name} does not run: it is {attributes['State']['Status']}")
         return DockerSandbox(self._engine, attributes)

@@ -100,6 +100,9 @@ class NativeBackend:
             await asyncio.to_thread(make)
         except OSError as error:
             raise BackendError(f"cannot make a sandbox in {self._root}: {error}") from error
+        found = layout.read_meta(self._root / ns / task.id)
+        if found is not None and found.kind != "sandbox":
+            raise TerminalError(f"{task.id} of {ns} is there already, as a {found.kind} and no sandbox")
         return await self.get_sandbox(ns, task.id)
 
     async def get_sandbox(self, ns: str, task_id: str) -> NativeSandbox:

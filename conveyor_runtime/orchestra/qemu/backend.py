@@ -60,6 +60,7 @@ class QemuBackend:
         check_sandbox(task)
         check_kept(task, self._host_paths, sandbox=True)
         async with locked(self._layout.lock(ns)):
+            self._check_kind(ns, task.id, sandbox=True)
             found = self._running(ns, task.id)
             if found is None:
                 vm, machine = await self._begin(ns, task, owner)
@@ -72,7 +73,7 @@ class QemuBackend:
         """See the contract."""
         check_task_id(task_id)
         found = self._running(ns, task_id)
-        if found is None:
+        if found is None or found[1].job:
             raise Gone(f"there is no qemu sandbox {task_id} in {ns}")
         return self._sandbox(ns, task_id, *found)
 
@@ -80,6 +81,7 @@ class QemuBackend:
         """See the contract."""
         check_kept(task, self._host_paths)
         async with locked(self._layout.lock(ns)):
+            self._check_kind(ns, task.id, sandbox=False)
             if self._layout.read_task(ns, task.id) is None:
                 await finish(self._run(ns, task, owner))
         return await self.get(ns, task.id)
@@ -87,7 +89,7 @@ class QemuBackend:
     async def get(self, ns: str, task_id: str) -> QemuContainer:
         """See the contract."""
         meta = self._layout.read_task(ns, task_id)
-        if meta is None:
+        if meta is None or not meta.job:
             raise Gone(f"there is no qemu container {task_id} in {ns}")
         found = self._fleet.find(ns)
         vm = found[0] if found is not None and found[1].boot == meta.boot else None
@@ -140,6 +142,11 @@ class QemuBackend:
     async def close(self) -> None:
         """See the contract."""
         self._fleet.close()
+
+    def _check_kind(self, ns: str, task_id: str, *, sandbox: bool) -> None:
+        meta = self._layout.read_task(ns, task_id)
+        if meta is not None and sandbox == bool(meta.job):
+            raise TerminalError(f"{task_id} of {ns} is there already, as a {'container' if sandbox else 'sandbox'}")
 
     async def _begin(self, ns: str, task: Task, owner: Owner) -> tuple[Vm, VmMeta]:
         """Have the machine, and in it what a task needs before its first command."""
