@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -90,3 +91,19 @@ async def test_sockets_and_pipes_are_refused(sandbox: Sandbox, tmp_path: Path) -
                 listener.bind(str(source / "s"))
         with pytest.raises(TerminalError):
             await sandbox.copy_in(source, ".")
+
+
+async def test_a_copy_that_was_given_up_writes_no_more(sandbox: Sandbox, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(32):
+        (source / f"{number:02}").write_bytes(bytes(1 << 20))
+    for moment in (0.0, 0.02, 0.08):
+        copying = asyncio.create_task(sandbox.copy_in(source, "copy"))
+        await asyncio.sleep(moment)
+        copying.cancel()
+        await asyncio.wait([copying])
+        _, before = await run(sandbox, "ls -lR")
+        await asyncio.sleep(0.5)
+        _, after = await run(sandbox, "ls -lR")
+        assert before.stdout == after.stdout
