@@ -158,10 +158,10 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster_on(url: str) -> AsyncIterator[Cluster]:
+async def cluster_on(url: str, *, replicas: int | None = None) -> AsyncIterator[Cluster]:
     """The product's own control plane on the bus at `url`; a part of it that fails, fails the test."""
     async with AsyncExitStack() as stack:
-        bus = await connect(url, name="engine")
+        bus = await connect(url, name="engine", replicas=replicas)
         stack.push_async_callback(bus.close)
         started: asyncio.Future[Control] = asyncio.get_running_loop().create_future()
         over = asyncio.Event()

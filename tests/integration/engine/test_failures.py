@@ -200,6 +200,47 @@ async def test_a_lost_dispatch_is_issued_again_by_the_sweep(cluster: Cluster, mo
     assert len(calls) == 1
 
 
+async def test_a_cancel_whose_hint_is_lost_is_seen_at_the_next_renewal(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 13: a hint is not stored, and may be lost."""
+    monkeypatch.setattr("conveyor_runtime.reconcile.lease.RENEW_EVERY", 0.5)
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate")
+    await cluster.add(gate.driver)
+    run_id = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.bus, "publish_core", lambda subject, data: None)
+        await cluster.intake.cancel(run_id, who="a test", why="enough")
+    assert (await cluster.ended(run_id)).status == "Cancelled" and gate.stopped == [run_id]
+
+
+@pytest.mark.parametrize("hours", [-48, 48])
+async def test_a_clock_that_jumps_ends_nothing(cluster: Cluster, hours: int) -> None:
+    """What lives, is old or is silent is told by clocks that only go forward; times of day are for people."""
+    gate = Gate()
+    await cluster.define("thing")
+    await cluster.pipeline("p", "thing", "gate", timeout="1h")
+    await cluster.add(gate.driver, concurrency=1)
+    first = (await cluster.post("thing", "one", "p")).run_id
+    await gate.started.get()
+    cluster.engine.transitions.now = lambda: utc_now() + timedelta(hours=hours)
+    second = (await cluster.post("thing", "two", "p")).run_id  # waits for the slot
+    for run_id in (first, second):
+        cluster.engine.look(run_id)
+    await cluster.sweep.sweep()
+    await asyncio.sleep(0.5)
+    cluster.engine.transitions.now = utc_now
+    await cluster.sweep.sweep()
+    gate.open.set()
+    for run_id in (first, second):
+        run = await cluster.ended(run_id)
+        assert (run.status, run.steps[0].attempt) == ("Succeeded", 1)
+    assert gate.started.qsize() == 1 and gate.stopped == []
+
+
 async def test_a_lost_dispatch_of_a_finally_step_is_issued_again_in_a_cancelled_run_too(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
