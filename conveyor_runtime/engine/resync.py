@@ -59,7 +59,7 @@ class Resync:
 
     async def _last_run(self, record: ResourceRecord) -> RunRecord | None:
         found = await self._transitions.find(record.last_run) if record.last_run is not None else None
-        return found.record if found is not None else None
+        return found.look() if found is not None else None
 
     async def _has_lost_its_delete(self, record: ResourceRecord) -> bool:
         """Whether nothing is owed although no delete has ended: one that failed is the last that was owed."""
