@@ -19,7 +19,7 @@ from conveyor_runtime.orchestra.qemu.machine import CONSOLE, PID
 __all__ = ["Process", "find", "start"]
 
 _START = 60.0  # seconds
-_TAIL = 2000  # bytes of the guest's console in an error
+_TAIL = 4000  # bytes of the guest's console in an error: a panic is half of that
 
 
 class Process:

@@ -55,7 +55,8 @@ WAKE = r"""
 PATH=$PATH:/sbin:/usr/sbin:/bin:/usr/bin
 if ! [ -e /run/conveyor/share/jobs ]; then
   for cv_file in /sys/bus/virtio/drivers/9pnet_virtio/virtio*/mount_tag; do
-    cv_tag=$(tr -d '\000' < "$cv_file") cv_place=/run/conveyor/host/$cv_tag
+    read -r cv_tag < "$cv_file"  # drops the NUL that ends it, and misses a newline
+    cv_place=/run/conveyor/host/$cv_tag
     if [ "$cv_tag" = share ]; then cv_place=/run/conveyor/share; else mkdir -p "$cv_place"; fi
     mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=mmap "$cv_tag" "$cv_place" || exit 1
   done

@@ -87,14 +87,14 @@ async def test_a_guest_has_no_network_unless_asked(place: Place) -> None:
             connection.sendall(b"hello\n")
 
     threading.Thread(target=answer, daemon=True).start()
-    alone = await start(place, "alone", network="none")
+    alone = await start(place, network="none")
     assert (await run(alone, "ls /sys/class/net"))[1].stdout == b"lo\n"
     online = await start(place, "online", network="user")
     status, said = await run(online, f"nc -w 5 10.0.2.2 {port} < /dev/null", timeout=20)
     listener.close()
     assert (status.status, said.stdout) == ("success", b"hello\n")
     with pytest.raises(TerminalError, match="network"):
-        await start(place, "alone", id="second", network="user")
+        await start(place, id="second", network="user")
 
 
 async def test_host_directories_are_mounted_as_asked(place: Place, tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ async def test_host_directories_are_mounted_as_asked(place: Place, tmp_path: Pat
 
 
 async def test_a_machine_is_as_large_as_its_first_limit_and_no_larger(place: Place) -> None:
-    await start(place, "large")
+    await start(place)
     with pytest.raises(TerminalError, match="MiB"):
-        await start(place, "large", id="second", limits=Limits(memory_bytes=4 << 30))
+        await start(place, id="second", limits=Limits(memory_bytes=4 << 30))
 
 
 async def test_what_a_killed_start_left_is_ended(place: Place, backend: QemuBackend) -> None:
