@@ -98,9 +98,13 @@ async def test_a_copy_that_was_given_up_writes_no_more(sandbox: Sandbox, tmp_pat
     source.mkdir()
     for number in range(32):
         (source / f"{number:02}").write_bytes(bytes(1 << 20))
-    for moment in (0.0, 0.02, 0.08):
-        copying = asyncio.create_task(sandbox.copy_in(source, "copy"))
-        await asyncio.sleep(moment)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await sandbox.copy_in(source, "whole")
+    whole = loop.time() - began
+    for part in (0.0, 0.3, 0.5, 0.7):
+        copying = asyncio.create_task(sandbox.copy_in(source, f"up-to-{part}"))
+        await asyncio.sleep(part * whole)
         copying.cancel()
         await asyncio.wait([copying])
         _, before = await run(sandbox, "ls -lR")
