@@ -34,19 +34,27 @@ async def test_copies_that_take_long_hold_up_no_call(
         yield from tar_stream(source)
 
     monkeypatch.setattr("conveyor_runtime.orchestra.docker.sandbox.tar_stream", slowly)
-    backend = await docker_place.open()  # the engine itself lets nothing else into a container while it unpacks there
-    other, sandbox = [
+    for size in ("_WORKERS", "_TRANSFERS"):
+        monkeypatch.setattr(f"conveyor_runtime.orchestra.docker.client.{size}", 2)
+    backend = await docker_place.open()
+    # Three, because the engine itself lets nothing else into a container while it unpacks there.
+    one, two, three = [
         await backend.start_sandbox(docker_place.ns(), docker_place.task(id=name), docker_place.owner())
-        for name in ("other", "sandbox")
+        for name in ("one", "two", "three")
     ]
-    copying = [asyncio.create_task(sandbox.copy_in(tmp_path, f"to/{number}")) for number in range(20)]
+    copying = [asyncio.create_task(sandbox.copy_in(tmp_path, "to")) for sandbox in (one, two)]
     try:
-        await until(lambda: held >= 8)
-        async with asyncio.timeout(10):
-            assert (await run(other, "true"))[0].exit_code == 0
+        await until(lambda: held == 2)
+        waiting = asyncio.create_task(three.copy_in(tmp_path, "to"))
+        async with asyncio.timeout(20):
+            assert (await run(three, "true"))[0].exit_code == 0
+            await backend.start_sandbox(docker_place.ns(), docker_place.task(id="four"), docker_place.owner())
+            waiting.cancel()  # it waits for the others, but not for that
+            await asyncio.wait([waiting])
     finally:
         go.set()
         await asyncio.gather(*copying)
+    assert waiting.cancelled()
 
 
 class Halting:

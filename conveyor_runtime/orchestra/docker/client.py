@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -28,6 +29,7 @@ from conveyor_runtime.errors import (
     ImageNotFound,
     TerminalError,
 )
+from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra.docker.finding import address, connection
 
 __all__ = ["Conflicting", "Engine", "node_name", "translate"]
@@ -109,11 +111,26 @@ class Engine:
 
         A caller that is cancelled stops waiting; the call itself cannot be stopped and comes to its end.
         """
-        return await _run(self._pool, partial(function, *args, **kwargs))
+        with _in_our_words():
+            return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
-    async def transfer(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """The same for a call that takes as long as there are files, or an image, to be gone through."""
-        return await _run(self._transfers, partial(function, *args, **kwargs))
+    async def transfer(self, function: Callable[..., T], *args: Any, give_up: Callable[[], None] | None = None) -> T:
+        """The same for a call that takes as long as there are files to be gone through.
+
+        When the caller is cancelled, one that has not begun never does, and one that has is told by `give_up` and
+        waited for: nothing of it happens later.
+        """
+        future = self._transfers.submit(function, *args)
+        ending = asyncio.wrap_future(future)
+        with _in_our_words():
+            try:
+                return await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                if not future.cancel():
+                    if give_up is not None:
+                        give_up()
+                    await finish(_ended(ending))
+                raise
 
     async def close(self) -> None:
         """Let running calls end and close the connections."""
@@ -122,11 +139,17 @@ class Engine:
         self.api.close()
 
 
-async def _run(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+@contextmanager
+def _in_our_words() -> Iterator[None]:
     try:
-        return await asyncio.get_running_loop().run_in_executor(pool, function)
+        yield
     except (docker.errors.DockerException, requests.RequestException, OSError) as error:
         raise translate(error) from error
+
+
+async def _ended(work: asyncio.Future[Any]) -> None:
+    await asyncio.wait([work])
+    work.exception()  # nobody is left to be told
 
 
 def node_name(info: dict[str, Any]) -> str:

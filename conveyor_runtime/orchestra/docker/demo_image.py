@@ -15,6 +15,7 @@ from typing import Any
 
 from conveyor_runtime.errors import BackendError, ImageNotFound
 from conveyor_runtime.orchestra.docker.client import Engine
+from conveyor_runtime.orchestra.docker.image import pull
 
 __all__ = ["demo_image"]
 
@@ -45,10 +46,14 @@ async def demo_image(say: Callable[[str], None]) -> str:
             await engine.call(engine.api.import_image_from_data, root_of(busybox), NAME, _TAG)
             return f"{NAME}:{_TAG}"
         say("pulling the image busybox")
-        await engine.transfer(engine.api.pull, "busybox", "latest")
+        await pull(engine, "busybox:latest", None, _quietly)
         return "busybox:latest"
     finally:
         await engine.close()
+
+
+async def _quietly(line: str) -> None:
+    """That it is pulled has been said."""
 
 
 def static_busybox() -> Path | None:

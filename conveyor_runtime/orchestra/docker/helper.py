@@ -81,9 +81,9 @@ class Helper:
         """Make a directory of the workspace, or empty it."""
         await self._run(CLEAR, [workspace, relative], "0", long=True)
 
-    async def own(self, user: str, path: str) -> None:
-        """Give `user` the tree at `path`."""
-        await self._run(scripts.OWN, [user, path], "0", long=True)
+    async def own(self, user: str, path: str, *, long: bool = False) -> None:
+        """Give `user` the tree at `path`; `long` if there may be much of it."""
+        await self._run(scripts.OWN, [user, path], "0", long=long)
 
     async def _run(self, script: str, arguments: list[str], user: str, *, long: bool = False) -> str:
         command = ["sh", "-c", script, "sh", *arguments]

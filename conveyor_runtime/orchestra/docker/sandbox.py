@@ -122,10 +122,10 @@ class DockerSandbox:
         relative = execs.resolve_target(target)
         path = execs.resolve_workdir(self._workspace, relative)
         stream = await asyncio.to_thread(tar_stream, source)
-        # Each to its end, also when the caller is cancelled: somebody else may fill that directory next.
-        await finish(self._helper.clear(self._workspace, relative))
+        # None of it goes on when the caller is cancelled: somebody else may fill that directory next.
+        await self._helper.clear(self._workspace, relative)
         await put(self._engine, self._id, path, stream)
-        await finish(self.own(path))
+        await self._helper.own(self._user, path, long=True)
 
     async def cleanup(self) -> None:
         """See the contract."""
@@ -135,7 +135,7 @@ class DockerSandbox:
                 await self._engine.call(self._engine.api.remove_volume, volume)
 
     async def own(self, path: str) -> None:
-        """Give a path to the user that execs run as."""
+        """Give a path with little below it to the user that execs run as."""
         await self._helper.own(self._user, path)
 
     async def _check_alive(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from conveyor_runtime.errors import BackendError
 from conveyor_runtime.kit.shielded import finish
@@ -20,8 +21,8 @@ Passing = Callable[[Iterable[bytes]], Iterator[bytes]]
 
 
 async def copying(engine: Engine, work: Callable[[Passing], T]) -> T:
-    """Run `work`, which blocks and passes all it moves through what it is given, to its end. Its thread cannot be
-    cancelled: when the caller is, it is made to stop, and nothing is said to be over before it has."""
+    """Run `work`, which blocks and passes all it moves through what it is given. When the caller is cancelled, it is
+    made to stop, and this is not left before it has."""
     given_up = threading.Event()
 
     def passing(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -30,29 +31,30 @@ async def copying(engine: Engine, work: Callable[[Passing], T]) -> T:
                 raise BackendError("the copy was given up")
             yield piece
 
-    working = asyncio.ensure_future(engine.transfer(work, passing))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        given_up.set()
-        await finish(_over(working))
-        raise
+    return await engine.transfer(work, passing, give_up=given_up.set)
 
 
 async def put(engine: Engine, container: str, path: str, archive: Iterable[bytes]) -> None:
     """Unpack a tar archive at `path`, an absolute one in the container. When this is left, nothing is written there
     any more. Raises `Gone` without the container or the path, `BackendError` if the engine does not take it."""
+    has_begun = False
+
+    def work(passing: Passing) -> Any:
+        nonlocal has_begun
+        has_begun = True
+        return engine.api.put_archive(container, path, passing(archive))
+
     try:
-        taken = await copying(engine, lambda passing: engine.api.put_archive(container, path, passing(archive)))
+        taken = await copying(engine, work)
     except asyncio.CancelledError:
-        # What has arrived the engine still unpacks, and it tells nothing of a container before it is done with that.
-        await finish(_over(asyncio.ensure_future(engine.call(engine.api.inspect_container, container))))
+        if has_begun:
+            # What has arrived the engine still unpacks, and says nothing of the container before it is done with that.
+            await finish(_settled(engine, container))
         raise
     if not taken:
         raise BackendError(f"docker did not take the files for {path}")
 
 
-async def _over(work: asyncio.Future[T]) -> None:
-    """Wait for what nobody wants any more, however it ends."""
-    await asyncio.wait([work])
-    work.exception()
+async def _settled(engine: Engine, container: str) -> None:
+    with suppress(BackendError):  # gone, or no answer: the cancellation is what counts
+        await engine.call(engine.api.inspect_container, container)
