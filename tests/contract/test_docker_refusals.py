@@ -53,3 +53,10 @@ async def test_a_wish_that_docker_does_not_know_is_refused(
     for start in (backend.run, backend.start_sandbox):
         with pytest.raises(TerminalError, match="a new one"):
             await start(docker_place.ns(), docker_place.task(), docker_place.owner())
+
+
+@pytest.mark.parametrize("network", ["no-such", "container:{}", "../containers/{}/json", "../containers/json"])
+async def test_a_network_that_is_none(docker_place: Place, network: str) -> None:
+    neighbour = await docker_place.run("sleep 100", id="neighbour")
+    with pytest.raises(TerminalError, match="has no network"):
+        await docker_place.run("true", id="other", network=network.format(neighbour.id))

@@ -61,6 +61,8 @@ class Placing:
 
     async def _driver(self, name: str) -> str | None:
         """What makes that network; None if there is none."""
+        if "/" in name:  # it would be a path to something else of the engine's
+            return None
         try:
             return str((await self._engine.call(self._engine.api.inspect_network, name))["Driver"])
         except Gone:
