@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
-from conveyor_runtime.orchestra import checks
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Engine
@@ -18,6 +17,7 @@ from conveyor_runtime.orchestra.docker.helper import Helper
 from conveyor_runtime.orchestra.docker.images import Images
 from conveyor_runtime.orchestra.docker.placing import Placing
 from conveyor_runtime.orchestra.docker.removal import remove_container
+from conveyor_runtime.orchestra.docker.requests import check_kept
 from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
 from conveyor_runtime.orchestra.docker.starting import start_container, start_sandbox
 from conveyor_runtime.orchestra.docker.volume import DockerVolume
@@ -30,18 +30,6 @@ from conveyor_runtime.orchestra.task import Owner, Task
 __all__ = ["DockerBackend"]
 
 log = logging.getLogger(__name__)
-
-_SANDBOX_KEEPS: tuple[checks.Wish, ...] = (
-    *("cpu limit", "memory limit", "pids limit", "disk limit", "ulimits"),
-    *("mounts", "absolute mount paths", "read-only mounts", "host mounts", "tmpfs"),
-    # Not the host's network: whoever may write a task would reach what listens on the machine's loopback only.
-    *("user", "privileged", "network none", "network bridge", "named network"),
-    "the image's own command",
-)
-_CONTAINER_KEEPS: tuple[checks.Wish, ...] = (
-    *_SANDBOX_KEEPS,
-    *("restart policy", "timeout", "stdin", "volume sizes", "ports", "publish all ports"),
-)
 
 
 class DockerBackend:
@@ -75,12 +63,12 @@ class DockerBackend:
 
     async def prepare(self, task: Task, on_progress: Progress) -> Prepared:
         """See the contract."""
-        await self._check(task, _CONTAINER_KEEPS)  # whether it is to be a sandbox is not told yet
+        await self._check(task)  # whether it is to be a sandbox is not told yet
         return await self._images.require(task, on_progress)
 
     async def run(self, ns: str, task: Task, owner: Owner) -> DockerContainer:
         """See the contract."""
-        await self._check(task, _CONTAINER_KEEPS)
+        await self._check(task)
         for mount in sorted(task.mounts, key=lambda mount: -mount.size_bytes):  # what may be refused comes first
             await self.create_volume(ns, mount.volume, owner, size_bytes=mount.size_bytes)
         async with self._placing.place(task) as placed:
@@ -116,9 +104,7 @@ class DockerBackend:
 
     async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> DockerSandbox:
         """See the contract."""
-        await self._check(task, _SANDBOX_KEEPS)
-        if task.command:
-            raise TerminalError("a sandbox on docker has no command of its own; its execs have")
+        await self._check(task, sandbox=True)
         if self._warm is not None and (taken := await self._warm.take(ns, task, owner)) is not None:
             return taken
         async with self._placing.place(task) as placed:
@@ -196,15 +182,8 @@ class DockerBackend:
         await self._images.close()
         await self._engine.close()
 
-    async def _check(self, task: Task, keeps: tuple[checks.Wish, ...]) -> None:
-        """Refuse what cannot be kept, before anything is made."""
-        checks.check_task(task)
-        checks.refuse(task, "docker", keeps)
-        checks.check_host_mounts(task, self._host_paths)
-        if not task.image:
-            raise TerminalError("a task on docker needs an image")
-        if task.limits.disk_bytes and not self._engine.limits_disk:
-            raise TerminalError("this docker engine's storage driver cannot keep a disk limit; leave it out")
+    async def _check(self, task: Task, *, sandbox: bool = False) -> None:
+        check_kept(task, self._engine, self._host_paths, sandbox=sandbox)
         await self._placing.check(task)
 
     def _watch(self, container: DockerContainer) -> None:
