@@ -61,7 +61,9 @@ async def mock_place(tmp_path: Path) -> AsyncIterator[Place]:
     async def open_backend() -> Backend:
         return MockBackend(world)
 
-    async with Place(open_backend, keeps=["restart policy", "the image's own command"]) as place:
+    async with Place(
+        open_backend, keeps=["restart policy", "the image's own command"], sandboxes_keep=["mounts"]
+    ) as place:
         yield place
 
 

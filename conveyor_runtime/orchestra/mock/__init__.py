@@ -4,6 +4,9 @@
     world.fail("prepare", BackendUnavailable("the registry is down"), times=2)
     backend = MockBackend(world)
 
+An exec in a sandbox is a program, too, found by its step: `process.task` is what it was asked to do, and
+`process.workspace` the directory where the sandbox's files really are.
+
 It is in no registry: a user who could ask for it by name would have every task succeed with nothing done. Time is the
 event loop's, so that a test with virtual time waits for nothing. Several backends may share one world, as
 several processes share a Docker engine.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra import checks
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.mock.running import Running
+from conveyor_runtime.orchestra.mock.sandbox import MockSandbox, Sandboxed
 from conveyor_runtime.orchestra.mock.world import Namespace, StoredVolume, World
 from conveyor_runtime.orchestra.names import check_task_id
 from conveyor_runtime.orchestra.status import ContainerStatus, NamespaceInfo, OnOutput
@@ -13,11 +16,13 @@ from conveyor_runtime.orchestra.task import Owner, Task
 
 __all__ = ["MockBackend", "MockContainer", "MockVolume"]
 
-_KEEPS: tuple[checks.Wish, ...] = ("mounts", "restart policy", "stdin", "timeout", "the image's own command")
+_SANDBOX_KEEPS: tuple[checks.Wish, ...] = ("mounts", "the image's own command")
+_KEEPS: tuple[checks.Wish, ...] = (*_SANDBOX_KEEPS, "restart policy", "stdin", "timeout")
 
 
 class MockBackend:
-    """See `conveyor_runtime.orchestra.base.Backend`. Keeps no limits, ports or networks, and says so."""
+    """See `conveyor_runtime.orchestra.base.Backend` and `capabilities.Sandboxes`. Keeps no limits, ports or networks,
+    and says so."""
 
     name = "mock"
 
@@ -37,10 +42,10 @@ class MockBackend:
         self._world.strike("run")
         _check(task)
         space = self._world.namespaces.setdefault(ns, Namespace())
+        if task.id in space.sandboxes:
+            raise TerminalError(f"{task.id} of {ns} is there already, as a sandbox")
         if task.id not in space.containers:
-            for mount in task.mounts:
-                self._volume(ns, mount.volume, owner)
-            volumes = {mount.volume: space.volumes[mount.volume].content for mount in task.mounts}
+            volumes = self._volumes(ns, task, owner)
             program = self._world.program(task)
             space.containers[task.id] = Running(ns, task, owner, program, volumes, self._world.now)
         return MockContainer(self._world, ns, task.id, space.containers[task.id])
@@ -52,6 +57,27 @@ class MockBackend:
         if space is None or task_id not in space.containers:
             raise Gone(f"there is no mock container {task_id} in {ns}")
         return MockContainer(self._world, ns, task_id, space.containers[task_id])
+
+    async def start_sandbox(self, ns: str, task: Task, owner: Owner) -> MockSandbox:
+        """See the contract."""
+        self._world.strike("start_sandbox")
+        checks.check_sandbox(task)
+        checks.refuse(task, "mock", _SANDBOX_KEEPS)
+        space = self._world.namespaces.setdefault(ns, Namespace())
+        if task.id in space.containers:
+            raise TerminalError(f"{task.id} of {ns} is there already, as a container")
+        if task.id not in space.sandboxes:
+            volumes = self._volumes(ns, task, owner)
+            space.sandboxes[task.id] = Sandboxed(task, owner, volumes, self._world.now())
+        return MockSandbox(self._world, ns, space.sandboxes[task.id])
+
+    async def get_sandbox(self, ns: str, task_id: str) -> MockSandbox:
+        """See the contract."""
+        self._world.strike("get_sandbox")
+        space = self._world.namespaces.get(ns)
+        if space is None or task_id not in space.sandboxes:
+            raise Gone(f"there is no mock sandbox {task_id} in {ns}")
+        return MockSandbox(self._world, ns, space.sandboxes[task_id])
 
     async def create_volume(self, ns: str, name: str, owner: Owner, *, size_bytes: int = 0) -> MockVolume:
         """See the contract."""
@@ -67,6 +93,8 @@ class MockBackend:
         space = self._world.namespaces.get(ns)
         for running in list(space.containers.values()) if space else ():
             await running.stop(grace)
+        for found in list(space.sandboxes.values()) if space else ():
+            await found.remove(grace)
         self._world.namespaces.pop(ns, None)
 
     async def namespaces(self, installation: str) -> list[NamespaceInfo]:
@@ -75,6 +103,7 @@ class MockBackend:
         found = []
         for ns, space in sorted(self._world.namespaces.items()):
             things = [(one.owner, one.status.started_at) for one in space.containers.values()]
+            things += [(found.owner, found.started_at) for found in space.sandboxes.values()]
             things += [(one.owner, one.created_at) for one in space.volumes.values()]
             if things and things[0][0].installation == installation:
                 owners = tuple(dict.fromkeys(owner for owner, _ in things))
@@ -83,6 +112,12 @@ class MockBackend:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+    def _volumes(self, ns: str, task: Task, owner: Owner) -> dict[str, dict[str, Any]]:
+        for mount in task.mounts:
+            self._volume(ns, mount.volume, owner)
+        space = self._world.namespaces[ns]
+        return {mount.volume: space.volumes[mount.volume].content for mount in task.mounts}
 
     def _volume(self, ns: str, name: str, owner: Owner) -> None:
         space = self._world.namespaces.setdefault(ns, Namespace())
@@ -118,14 +153,7 @@ class MockContainer:
         self._world.strike("logs")
         if not self._is_there():
             raise Gone(f"the container {self.id} was removed")
-        output, passed = self._running.output, 0
-        while True:
-            while passed < len(output.pieces):
-                passed += 1
-                await on_output(*output.pieces[passed - 1])
-            if output.closed or not follow:
-                return
-            await output.more_than(passed)
+        await self._running.output.follow(on_output, follow=follow)
 
     async def stop(self, grace: float = 10.0) -> None:
         """See the contract."""

@@ -1,13 +1,14 @@
-"""What a scripted container does."""
+"""What a scripted container or exec does."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from conveyor_runtime.orchestra.status import Stream
+from conveyor_runtime.orchestra.status import OnOutput, Stream
 from conveyor_runtime.orchestra.task import Task
 
 __all__ = ["Killed", "Output", "Process", "Program", "says"]
@@ -41,6 +42,17 @@ class Output:
         async with self.news:
             await self.news.wait_for(lambda: self.closed or count < len(self.pieces))
 
+    async def follow(self, on_output: OnOutput, *, follow: bool = True) -> None:
+        """Pass on everything, and what comes if asked to."""
+        passed = 0
+        while True:
+            while passed < len(self.pieces):
+                passed += 1
+                await on_output(*self.pieces[passed - 1])
+            if self.closed or not follow:
+                return
+            await self.more_than(passed)
+
     async def close(self) -> None:
         """No more will come."""
         async with self.news:
@@ -49,13 +61,24 @@ class Output:
 
 
 class Process:
-    """What a program sees of the container it is."""
+    """What a program sees of the container, or of the exec in a sandbox, that it is."""
 
-    def __init__(self, ns: str, task: Task, volumes: Mapping[str, dict[str, Any]], output: Output) -> None:
+    def __init__(
+        self,
+        ns: str,
+        task: Task,
+        volumes: Mapping[str, dict[str, Any]],
+        output: Output,
+        workspace: Path | None = None,
+    ) -> None:
         self.ns = ns
         self.task = task
         self.volumes = volumes
         """Content of its volumes by name, as the programs keep it."""
+        self.workspace = workspace
+        """Where the files of its sandbox are; None in a container."""
+        self.left: list[asyncio.Task[None]] = []
+        """What an exec leaves behind when it ends by itself. Cancelled when that is killed, or the sandbox goes."""
         self.terminated = asyncio.Event()
         """Set when it is asked to end. A program that goes on is killed when its grace is over."""
         self.handles_term = False

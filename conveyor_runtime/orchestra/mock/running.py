@@ -1,4 +1,4 @@
-"""A mock container from its start to its end."""
+"""A mock container or exec from its start to its end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from conveyor_runtime.orchestra import execs
@@ -30,7 +31,9 @@ class Running:
         program: Program,
         volumes: Mapping[str, dict[str, Any]],
         now: Callable[[], datetime],
+        workspace: Path | None = None,
     ) -> None:
+        """`workspace` makes it an exec."""
         self.task = task
         self.owner = owner
         self.output = Output()
@@ -40,6 +43,7 @@ class Running:
         self._program = program
         self._volumes = volumes
         self._now = now
+        self._workspace = workspace
         self._verdict: Verdict = ""
         self._process: Process | None = None
         self._killed = asyncio.Event()
@@ -58,6 +62,26 @@ class Running:
         except TimeoutError:
             self._killed.set()
             await self.ended.wait()
+
+    @property
+    def lives(self) -> bool:
+        """Whether it, or anything it has left behind, still runs."""
+        return not self.ended.is_set() or any(not task.done() for task in self._left())
+
+    async def end(self, grace: float) -> None:
+        """End an exec with what it has left behind: to its status, a signal did."""
+        await self.stop(grace, "")
+        left = self._left()
+        if self._process is None or not left:
+            return
+        self._process.terminated.set()
+        await asyncio.wait(left, timeout=grace)
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
+
+    def _left(self) -> list[asyncio.Task[None]]:
+        return self._process.left if self._process is not None else []
 
     async def _run(self) -> None:
         task, restarts = self.task, 0
@@ -87,7 +111,7 @@ class Running:
         return self._verdict != ""
 
     async def _once(self) -> tuple[int, bool]:
-        process = self._process = Process(self._ns, self.task, self._volumes, self.output)
+        process = self._process = Process(self._ns, self.task, self._volumes, self.output, self._workspace)
         work = asyncio.ensure_future(self._program(process))
         asked = asyncio.create_task(process.terminated.wait())
         killed = asyncio.create_task(self._killed.wait())

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conveyor_runtime.orchestra.mock.process import Program, says
 from conveyor_runtime.orchestra.mock.running import Running
 from conveyor_runtime.orchestra.task import Owner, Task
+
+if TYPE_CHECKING:
+    from conveyor_runtime.orchestra.mock.sandbox import Sandboxed
 
 __all__ = ["Namespace", "StoredVolume", "World"]
 
@@ -29,6 +32,7 @@ class Namespace:
     """What belongs together."""
 
     containers: dict[str, Running] = field(default_factory=dict)
+    sandboxes: dict[str, Sandboxed] = field(default_factory=dict)
     volumes: dict[str, StoredVolume] = field(default_factory=dict)
 
 
@@ -41,7 +45,8 @@ class _Fault:
 
 
 class World:
-    """Programs by task id, or a function that finds one for a task; everything else exits with 0 at once."""
+    """Programs by task id, of a sandbox's execs by step, or a function that finds one for a task; everything else exits
+    with 0 at once."""
 
     def __init__(self, programs: Mapping[str, Program] | Callable[[Task], Program] | None = None) -> None:
         self._programs = programs or {}
@@ -50,7 +55,7 @@ class World:
         self.namespaces: dict[str, Namespace] = {}
 
     def fail(self, operation: str, error: Exception, *, times: int = 1, every: int = 1) -> None:
-        """Have calls of a backend's or container's method (`prepare`, `run`, `wait`, `close_namespace`, ...) raise
+        """Have calls of a backend's or container's method (`prepare`, `run`, `wait`, `exec`, ...) raise
         `error`: each one whose number is a multiple of `every`, counted from now, until that has happened `times`
         times. fn's mock failed every hundredth run; here one says which."""
         self._faults.setdefault(operation, []).append(_Fault(error, times, every))
