@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import secrets
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import combinations
@@ -15,14 +13,12 @@ from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra import checks, execs
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.names import check_task_id, run_of
-from conveyor_runtime.orchestra.native import cgroups, layout, records, retiring
+from conveyor_runtime.orchestra.native import cgroups, layout, records, retiring, starting
 from conveyor_runtime.orchestra.native.container import FreezableContainer, NativeContainer
-from conveyor_runtime.orchestra.native.job import Job
 from conveyor_runtime.orchestra.native.keeping import Keeping
 from conveyor_runtime.orchestra.native.proc import Target
 from conveyor_runtime.orchestra.native.removal import end_targets
-from conveyor_runtime.orchestra.native.sandbox import NativeSandbox, check_user, environment
-from conveyor_runtime.orchestra.native.spool import spool
+from conveyor_runtime.orchestra.native.sandbox import NativeSandbox, check_user
 from conveyor_runtime.orchestra.native.volume import NativeVolume, volume_dir
 from conveyor_runtime.orchestra.status import NamespaceInfo
 from conveyor_runtime.orchestra.task import Limits, Owner, Task
@@ -32,9 +28,7 @@ __all__ = ["NativeBackend"]
 _KEEPS: tuple[checks.Wish, ...] = ("network host", "user")  # and limits, where control groups can be made
 _SANDBOX_KEEPS: tuple[checks.Wish, ...] = (*_KEEPS, "the image's own command")
 _CONTAINER_KEEPS: tuple[checks.Wish, ...] = (*_KEEPS, "mounts", "restart policy", "stdin", "timeout", "ulimits")
-_CONTAINER_PARTS = ("workspace", "home", "tmp")
 _RLIMITS = frozenset(name.removeprefix("RLIMIT_").lower() for name in dir(resource) if name.startswith("RLIMIT_"))
-_START = 10.0  # seconds for another process to start what it has begun to
 
 
 class NativeBackend:
@@ -61,8 +55,10 @@ class NativeBackend:
         """See the contract."""
         _check(task, _CONTAINER_KEEPS)
         home = self._root / _checked(ns) / task.id
-        if not (home / "pid").exists():
-            await self._start(ns, task, owner)
+        if not ((home / "pid").exists() or (home / "exit").exists()):
+            for volume in dict.fromkeys(mount.volume for mount in task.mounts):
+                await self.create_volume(ns, volume, owner)
+            await starting.start(self._root, ns, task, owner, self._keeping)
         return await self.get(ns, task.id)
 
     async def get(self, ns: str, task_id: str) -> NativeContainer:
@@ -167,70 +163,6 @@ class NativeBackend:
                 if (home / "stdout").exists() and not (home / "exit").exists():
                     records.doom(home)
         return found
-
-    async def _start(self, ns: str, task: Task, owner: Owner) -> None:
-        home = self._root / ns / task.id
-        mark = f"{execs.EXEC_MARK}={execs.new_nonce()}"
-        volumes = tuple(dict.fromkeys(mount.volume for mount in task.mounts))
-        meta = layout.Meta(owner, dict(task.env), datetime.now(UTC), "container", mark, volumes)
-        for volume in volumes:
-            await self.create_volume(ns, volume, owner)
-        try:
-            self._make(ns, task, meta)  # a few small calls: a thread would cost more than they do
-            stdin = home / f".stdin-{secrets.token_hex(8)}" if task.stdin != b"" else None
-            if stdin is not None:
-                await spool(task.stdin, stdin)
-        except OSError as error:
-            raise BackendError(f"cannot make a container in {self._root}: {error}") from error
-        found = layout.read_meta(home)
-        if found is None or found.kind != "container":
-            raise TerminalError(f"{task.id} of {ns} is no container, or was removed at once")
-        cgroups.ensure(home)
-        started = await self._keeping.keep(
-            Job(
-                home=str(home),
-                argv=list(task.command),
-                env=environment(home, ns, task.env, found.mark),
-                mark=found.mark,
-                stdin=str(stdin) if stdin else None,
-                timeout=task.timeout,
-                grace=task.grace,
-                restart=task.restart.name,
-                max_retries=task.restart.max_retries,
-                rlimits={limit.name: (limit.soft, limit.hard) for limit in task.ulimits},
-            )
-        )
-        if not started:
-            if stdin is not None:
-                stdin.unlink(missing_ok=True)
-            await _until_started(home)
-
-    def _make(self, ns: str, task: Task, meta: layout.Meta) -> None:
-        links = [
-            (f"workspace/{checks.mount_path(replace(task, workdir='/'), mount.path)[1:]}", mount.volume)
-            for mount in task.mounts
-        ]
-
-        def furnish(draft: Path) -> None:
-            for name in ("stdout", "stderr"):
-                (draft / name).touch(mode=0o600)
-            for path, volume in links:
-                link = draft / path
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(self._root / ns / volume_dir(volume) / "data")
-            cgroups.note(draft, meta.nonce, task.limits)
-
-        layout.make(self._root, ns, task.id, meta, _CONTAINER_PARTS, durable=False, furnish=furnish)
-
-
-async def _until_started(home: Path) -> None:
-    """Another process is in charge of it."""
-    try:
-        async with asyncio.timeout(_START):
-            while records.waits_for_start(home):  # noqa: ASYNC110 - there is nothing to be told by
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise BackendError(f"the container {home.name} was not started by who had begun to") from None
 
 
 def _checked(ns: str) -> str:

@@ -15,7 +15,7 @@ from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.native import cgroups, records
 from conveyor_runtime.orchestra.native.layout import Meta
-from conveyor_runtime.orchestra.native.proc import start_of, sweep
+from conveyor_runtime.orchestra.native.proc import kill, start_of, sweep
 from conveyor_runtime.orchestra.native.removal import remove_home
 from conveyor_runtime.orchestra.native.usage import Meter
 from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, OnStat, Stream
@@ -44,12 +44,12 @@ class NativeContainer:
 
     async def status(self) -> ContainerStatus:
         """See the contract."""
-        return self._look()
+        return await self._look()
 
     async def wait(self) -> ContainerStatus:
         """See the contract."""
         looks = 0
-        while not (status := self._look()).done:
+        while not (status := await self._look()).done:
             pid = self._record("pid").get("pid", 0)
             if not (pid and await _ended(pid, self._record("pid").get("start", 0))):
                 await asyncio.sleep(_POLL[min(looks, len(_POLL) - 1)])
@@ -86,9 +86,9 @@ class NativeContainer:
 
     async def stop(self, grace: float = 10.0) -> None:
         """See the contract."""
-        if self._look().done or not records.doom(self._home):
+        if (await self._look()).done or not records.doom(self._home):
             return
-        while not self._look().done:
+        while not (await self._look()).done:
             try:
                 async with asyncio.timeout(_SETTLE + grace):
                     await self._end(grace)
@@ -102,7 +102,7 @@ class NativeContainer:
 
     async def stats(self, on_stat: OnStat) -> None:
         """See `capabilities.Measured`."""
-        if self._look().done:
+        if (await self._look()).done:
             return
         meter = Meter(self._home)
         ending = asyncio.ensure_future(self.wait())
@@ -121,31 +121,52 @@ class NativeContainer:
         cgroups.thaw(self._home)
         await execs.end(lambda number: asyncio.to_thread(sweep, records.targets(self._home), number), grace)
 
-    def _look(self) -> ContainerStatus:
+    async def _look(self) -> ContainerStatus:
         if self._final is None:
             status = self._read()
+            if not status.done and self._is_lost():
+                await asyncio.to_thread(self._settle)
+                status = self._read()
             if not status.done:
                 return status
             self._final = status
         return self._final
 
     def _read(self) -> ContainerStatus:
-        found = self._record("exit")
-        if found:
-            return _finished(found)
-        if not self._home.exists():
-            return ContainerStatus("error", None, "gone", self._meta.created_at, datetime.now(UTC))
         record = self._record("pid")
-        if record and not _alive(record):
-            if found := self._record("exit"):  # written meanwhile
-                return _finished(found)
-            # Killed with its keeper: how it ended nobody knows, and that must stay so.
-            verdict = "cancelled" if (self._home / "cancelled").exists() else "lost"
-            found = {"code": None, "restarts": record["restarts"], "started": record["at"], "verdict": verdict}
-            records.write_once(self._home / "exit", {**found, "oom": False, "finished": datetime.now(UTC).timestamp()})
-            return _finished(self._record("exit") or found)
+        if found := self._record("exit"):
+            return _finished(found)
+        if not record and not self._is_to_begin():
+            return ContainerStatus("error", None, "gone", self._meta.created_at, datetime.now(UTC))
         started_at = datetime.fromtimestamp(record["at"], UTC) if record else self._meta.created_at
         return ContainerStatus("running", None, None, started_at, None, restarts=record.get("restarts", 0))
+
+    def _is_to_begin(self) -> bool:
+        """Whether somebody will start it, or did just now. One whose worker died before it had it started only begins
+        when it is asked for again."""
+        return records.is_being_started(self._home) or bool(self._record("pid"))
+
+    def _is_lost(self) -> bool:
+        """Whether nobody will write down how it ended: it has lost its keeper and its command, or is not to begin."""
+        record = self._record("pid")
+        return not _alive(record) if record else (self._home / "cancelled").exists()
+
+    def _settle(self) -> None:
+        """End what is left of one that is lost, and write that down: how it ended nobody knows, and that must stay so.
+        Not while it is in somebody's hand, who may be about to begin it or to write."""
+        with records.locked(self._home) as is_ours:
+            if not is_ours or self._record("exit") or not self._is_lost():
+                return
+            left = kill(records.targets(self._home), _SETTLE)
+            record = self._record("pid")
+            now = datetime.now(UTC).timestamp()
+            found = {"code": None, "restarts": record.get("restarts", 0), "started": record.get("at", now)}
+            found["verdict"] = "cancelled" if (self._home / "cancelled").exists() else "lost"
+            end = {**found, "oom": False, "finished": now, "left": left}
+            try:
+                records.write_once(self._home / "exit", end)
+            except OSError as error:
+                raise BackendError(f"how the container {self.id} ended cannot be written: {error}") from error
 
     def _record(self, name: str) -> dict[str, Any]:
         return records.read_record(self._home, name)
@@ -157,7 +178,7 @@ class FreezableContainer(NativeContainer):
 
     async def freeze(self) -> None:
         """See the contract. One that has ended stays as it is; `BackendError` if it is not soon started again."""
-        if not self._look().done:
+        if not (await self._look()).done:
             await finish(asyncio.to_thread(self._freeze))
 
     async def unfreeze(self) -> None:
@@ -175,7 +196,7 @@ class FreezableContainer(NativeContainer):
                         with contextlib.suppress(ProcessLookupError):
                             cgroups.enter([group], pid)
                 cgroups.freeze(self._home)
-                if cgroups.members([group]) or self._look().done:
+                if cgroups.members([group]) or self._read().done:
                     return
                 if time.monotonic() > deadline:
                     raise BackendError(f"the container {self.id} waits to be started again")
@@ -194,7 +215,7 @@ def _finished(found: dict[str, Any]) -> ContainerStatus:
     ended = execs.status_of(code or 0, started, oom=found["oom"])
     if verdict in ("cancelled", "timeout"):
         return ContainerStatus(verdict, code, None, started, finished, restarts=found["restarts"])
-    if verdict == "lost":
+    if verdict == "lost" or code is None:
         return ContainerStatus("error", None, "gone", started, finished, restarts=found["restarts"])
     return ContainerStatus(ended.status, code, ended.reason, started, finished, restarts=found["restarts"])
 

@@ -3,8 +3,10 @@ over, and writes down how they ended. It outlives the worker that started it, so
 worker dies, and ends by itself when the worker is gone and no container is left.
 
 A worker starts one as `python -m conveyor_runtime.orchestra.native.keeper <descriptor>` when it first needs it, and
-sends it jobs over that socket, one JSON object per line; each is answered by one line, `ok` or `taken`. Which keeper
-has a container is settled by a lock on a file in the container's directory, held as long as the keeper lives.
+sends it jobs over that socket, one JSON object per line; each is answered by one line: `ok`, `taken`, or why it was not
+begun. Which keeper has a container is settled by a lock on the container's directory, held as long as the keeper lives,
+and whether it was begun by the record in it, written before: a keeper that dies in between leaves a container that is
+lost, and never one that runs twice.
 
 Single-threaded and without an event loop: it forks.
 """
@@ -22,7 +24,7 @@ import socket
 import sys
 import time
 
-from conveyor_runtime.orchestra.native.job import Job, Kept
+from conveyor_runtime.orchestra.native.job import Job, Kept, NotBegun
 
 __all__ = ["main"]
 
@@ -88,20 +90,29 @@ class Keeper:
 
     def _take(self, job: Job) -> bytes:
         try:
-            lock = os.open(f"{job.home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:  # removed meanwhile
+            lock = os.open(job.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # removed meanwhile
             return b"taken\n"
+        except OSError as error:
+            return f"{error}\n".encode()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             return b"taken\n"
-        if any(os.path.exists(f"{job.home}/{name}") for name in ("pid", "exit")):
+        kept = Kept(job, lock)
+        if any((kept.home / name).exists() for name in ("pid", "exit")):
             os.close(lock)
             return b"taken\n"
-        kept = Kept(job, lock)
+        if kept.is_doomed:
+            kept.finish()
+            return b"taken\n"
+        try:
+            kept.start()
+        except NotBegun as error:
+            os.close(lock)
+            return f"{error}\n".encode()
         self._kept.append(kept)
-        kept.start()
         self._forget_finished()
         return b"ok\n"
 
@@ -149,7 +160,9 @@ def _children() -> list[int]:
 def main() -> None:
     """Serve the socket whose descriptor is the only argument."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    Keeper(socket.socket(fileno=int(sys.argv[1]))).run()
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)  # commands are to have nothing of ours
+    Keeper(control).run()
 
 
 if __name__ == "__main__":

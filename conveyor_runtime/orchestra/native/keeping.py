@@ -28,12 +28,16 @@ class Keeping:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def keep(self, job: Job) -> bool:
-        """Have the job started; False if another keeper has it. Raises `BackendError` if no keeper can be had."""
+        """Have the job started; False if it is with another keeper, or was begun by one that has died. Raises
+        `BackendError` if no keeper can be had, or it cannot start anything now."""
         line = json.dumps(vars(job)).encode() + b"\n"
         async with self._turn:
+            # One that has died is known by its record to have begun it, or has not begun it.
             answer = await self._ask(line) or await self._ask(line)
         if not answer:
             raise BackendError("the keeper of native containers does not stay alive")
+        if answer not in (b"ok\n", b"taken\n"):
+            raise BackendError(f"a container cannot be started now: {answer.decode().strip()}")
         return answer == b"ok\n"
 
     async def close(self) -> None:
@@ -45,7 +49,7 @@ class Keeping:
         control = self._socket or await self._begin()
         try:
             await loop.sock_sendall(control, line)
-            answer = await loop.sock_recv(control, 16)
+            answer = await loop.sock_recv(control, 4096)
         except OSError:
             answer = b""
         except BaseException:

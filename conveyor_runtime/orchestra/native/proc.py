@@ -1,20 +1,24 @@
 """Find and signal processes by what `/proc` says of them. Blocking: call it in a thread.
 
-A process is known by session and process group, which a daemon leaves, and by a marker in its environment, which
-every child inherits. One that does both, leaves its session *and* starts with an emptied environment, is found only
-while a process of its exec is still its ancestor.
+A process is known by session and process group, which a daemon leaves, by a marker in its environment, which every
+child inherits, and by where a container's output goes. One that does all of it, leaves its session, starts with an
+emptied environment *and* writes elsewhere, is found only while a process of its exec is still its ancestor.
 """
 
 from __future__ import annotations
 
 import os
 import signal as signals
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from conveyor_runtime.orchestra.native.cgroups import members
 
-__all__ = ["Target", "start_of", "sweep"]
+__all__ = ["Target", "kill", "outputs_of", "start_of", "sweep"]
+
+_AGAIN = 0.002  # seconds
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,14 @@ class Target:
     """What to look for: any process with the environment entry `mark`, and, if the process `pid` started at `start`
     (clock ticks since boot) still lives, all of its session, its group and its descendants. `start` -1: the number is
     surely its own, although it may have ended (its parent has not reaped it). All of the control groups `groups`, too:
-    no process leaves one by itself."""
+    no process leaves one by itself. And what has one of the files `outputs` as its stdout or stderr: that is so from
+    before a command is executed, when its environment is not yet its own."""
 
     mark: bytes
     pid: int = 0
     start: int = 0
     groups: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,35 @@ def sweep(targets: Iterable[Target], signal: int) -> list[int]:
     leaders = {t.pid for t in targets if t.pid in stats and stats[t.pid].start == t.start}
     leaders |= {t.pid for t in targets if t.pid and t.start == -1}
     marks = {t.mark for t in targets}
+    outputs = {output for target in targets for output in target.outputs}
     found = {
         pid
         for pid, stat in stats.items()
-        if pid in leaders or stat.session in leaders or stat.group in leaders or _marked(pid, marks)
+        if pid in leaders
+        or stat.session in leaders
+        or stat.group in leaders
+        or _marked(pid, marks)
+        or _writes(pid, outputs)
     }
     found |= members(group for target in targets for group in target.groups) & stats.keys()
     found |= _descendants(found, stats)
     found.discard(os.getpid())
     return [pid for pid in sorted(found) if _send(stats[pid], signal)]
+
+
+def kill(targets: Iterable[Target], patience: float) -> list[int]:
+    """SIGKILL to all that belongs to the targets until nothing is left; returns what still is after `patience`
+    seconds: it hangs in the kernel, or is another user's."""
+    targets, deadline = list(targets), time.monotonic() + patience
+    while (left := sweep(targets, signals.SIGKILL)) and time.monotonic() < deadline:
+        time.sleep(_AGAIN)
+    return left
+
+
+def outputs_of(home: Path) -> tuple[str, str]:
+    """Where what a container's processes say goes, as `/proc` has it."""
+    place = os.path.realpath(home)
+    return f"{place}/stdout", f"{place}/stderr"
 
 
 def start_of(pid: int) -> int:
@@ -102,6 +128,16 @@ def _marked(pid: int, marks: set[bytes]) -> bool:
             return not marks.isdisjoint(file.read().split(b"\0"))
     except OSError:  # gone, or of another user and so not ours
         return False
+
+
+def _writes(pid: int, outputs: set[str]) -> bool:
+    for number in (1, 2) if outputs else ():
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{number}") in outputs:
+                return True
+        except OSError:  # gone, closed, or of another user
+            continue
+    return False
 
 
 def _send(stat: _Stat, signal: int) -> bool:

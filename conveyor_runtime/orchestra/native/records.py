@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,24 @@ from conveyor_runtime.errors import BackendError
 from conveyor_runtime.orchestra.execs import EXEC_MARK, Record
 from conveyor_runtime.orchestra.native import cgroups
 from conveyor_runtime.orchestra.native.layout import read_meta
-from conveyor_runtime.orchestra.native.proc import Target, start_of
+from conveyor_runtime.orchestra.native.proc import Target, outputs_of, start_of
 from conveyor_runtime.orchestra.native.retiring import listdir
 
 __all__ = [
     "doom",
     "homes",
+    "is_being_started",
+    "locked",
     "read_record",
     "records",
+    "starting_name",
     "targets",
     "users_of",
     "waits_for_start",
     "write_once",
 ]
+
+_STARTING = "starting."  # then pid, its start time, and what makes it unique
 
 
 def homes(place: Path) -> list[Path]:
@@ -37,6 +44,38 @@ def homes(place: Path) -> list[Path]:
 def waits_for_start(home: Path) -> bool:
     """Whether a container has been made and not started yet."""
     return home.exists() and not ((home / "pid").exists() or (home / "exit").exists())
+
+
+def starting_name() -> str:
+    """The name of a file by which a caller of this process says that it is about to have a container started."""
+    return f"{_STARTING}{os.getpid()}.{start_of(os.getpid())}.{secrets.token_hex(8)}"
+
+
+def is_being_started(home: Path) -> bool:
+    """Whether somebody who lives is about to."""
+    found = [path.name.split(".") for path in listdir(home) if path.name.startswith(_STARTING)]
+    return any(start_of(int(pid)) == int(start) for _, pid, start, _ in found)
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[bool]:
+    """Whether nobody has the container in hand: for as long as this lasts, then, nobody will.
+
+    A keeper has it for as long as the keeper lives, and so has a command that a keeper has forked until it is executed.
+    """
+    try:
+        lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(lock)
 
 
 def records(home: Path) -> list[Record]:
@@ -50,7 +89,7 @@ def targets(home: Path) -> list[Target]:
     record = read_record(home, "pid")
     if record:
         groups = tuple(cgroups.groups_of(home))
-        found.append(Target(record["mark"].encode(), record["pid"], record["start"], groups))
+        found.append(Target(record["mark"].encode(), record["pid"], record["start"], groups, outputs_of(home)))
     return found
 
 
