@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from conveyor_runtime.kit.process import Child
 from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.native import cgroups, records
+from conveyor_runtime.orchestra.native.copies import Copies
 from conveyor_runtime.orchestra.native.layout import Meta
 from conveyor_runtime.orchestra.native.proc import Target, start_of, sweep
 from conveyor_runtime.orchestra.native.removal import end_targets, remove_home
@@ -196,29 +198,31 @@ class NativeSandbox:
         # A link that a build left in the workspace must not lead the copy, or the removal, out of it.
         if relative != "." and not destination.parent.resolve().is_relative_to(workspace):
             raise TerminalError(f"{target!r} leads out of the workspace")
-        draft = self._home / f"tmp/.copy-{secrets.token_hex(8)}"
+        copies = Copies(self._home)
 
         def copy(one: str, other: str) -> None:
             if stop.is_set():
                 raise BackendError(f"the copy into {self._id} was given up")
             _copy_file(one, other)
 
+        draft, old = (self._home / f"tmp/.{name}-{secrets.token_hex(8)}" for name in ("copy", "old"))
         try:
+            nonce = copies.begin(relative)
             shutil.copytree(source, draft, symlinks=True, copy_function=copy)
             if stop.is_set():
                 return
             if relative == ".":
-                for name in os.listdir(workspace):
-                    _remove(workspace / name)
-                for name in os.listdir(draft):
-                    os.rename(draft / name, workspace / name)
-            else:
+                draft.chmod(0o700)  # as it was made
+            with copies.turn(nonce):
                 destination.parent.mkdir(parents=True, exist_ok=True)
-                _remove(destination)
+                with contextlib.suppress(FileNotFoundError):
+                    destination.rename(old)
                 draft.rename(destination)
         except OSError as error:
+            self._check_alive()
             raise BackendError(f"cannot copy into the workspace: {error}") from error
         finally:
+            _remove(old)
             remove_tree(draft)
 
 
