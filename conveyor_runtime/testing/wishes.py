@@ -83,7 +83,8 @@ async def _is_full(inside: Inside, path: str, **options: Any) -> None:
 
 
 async def ulimits(place: Place, inside: Inside) -> None:
-    _, said = await inside("ulimit -n; ulimit -Hn", ulimits=(Ulimit("nofile", 111, 222),))
+    # Not of files: runc up to 1.1 gives an exec the hard limit for the soft one once in a while (its issue 4195).
+    _, said = await inside("ulimit -t; ulimit -Ht", ulimits=(Ulimit("cpu", 111, 222),))
     assert said.stdout.split() == [b"111", b"222"]
 
 
