@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
+from conveyor_runtime.kit.shielded import finish, hold
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Engine
@@ -69,6 +70,11 @@ class DockerBackend:
     async def run(self, ns: str, task: Task, owner: Owner) -> DockerContainer:
         """See the contract."""
         await self._check(task)
+        # A call that has left goes on when its caller does not: what it makes must be there before a cancelled caller
+        # looks for what to remove.
+        return await hold(self._run(ns, task, owner))
+
+    async def _run(self, ns: str, task: Task, owner: Owner) -> DockerContainer:
         for mount in sorted(task.mounts, key=lambda mount: -mount.size_bytes):  # what may be refused comes first
             await self.create_volume(ns, mount.volume, owner, size_bytes=mount.size_bytes)
         async with self._placing.place(task) as placed:
@@ -108,7 +114,7 @@ class DockerBackend:
         if self._warm is not None and (taken := await self._warm.take(ns, task, owner)) is not None:
             return taken
         async with self._placing.place(task) as placed:
-            return await start_sandbox(self._engine, ns, placed, owner)
+            return await finish(start_sandbox(self._engine, ns, placed, owner))
 
     async def get_sandbox(self, ns: str, task_id: str) -> DockerSandbox:
         """See the contract."""

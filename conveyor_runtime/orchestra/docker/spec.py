@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Any
 
 from conveyor_runtime.errors import TerminalError
@@ -177,11 +176,10 @@ def run_config(task: Task, digest: str, found: dict[str, str]) -> dict[str, Any]
     return config
 
 
-def host_config(
-    engine: Engine, task: Task, volumes: Mapping[str, str], nameless: Mapping[str, str] = MappingProxyType({})
-) -> Any:
+def host_config(engine: Engine, task: Task, volumes: Mapping[str, str], found: Mapping[str, str]) -> Any:
     """The host's part: limits, mounts, network, and as few privileges as builds can live with. `volumes` are names by
-    path; one without a name is made for this container, goes with it, and has the labels `nameless`."""
+    path; one without a name is made for this container and goes with it. `found` are the labels of those, and of any
+    that was there and is not when the engine comes to mount it: without labels nobody would ever remove it."""
     read_only = {mount_path(task, mount.path) for mount in task.mounts if mount.read_only}
     mounts = [
         {
@@ -189,7 +187,7 @@ def host_config(
             "Source": name,
             "Target": path,
             "ReadOnly": path in read_only,
-            "VolumeOptions": {"NoCopy": True, "Labels": {} if name else dict(nameless)},
+            "VolumeOptions": {"NoCopy": True, "Labels": dict(found)},
         }
         for path, name in volumes.items()
     ]

@@ -29,10 +29,11 @@ async def start_sandbox(engine: Engine, ns: str, task: Task, owner: Owner) -> Do
     name = spec.container_name(ns, task.id)
     found = spec.labels(ns, task.id, owner, "sandbox")
     volumes = spec.sandbox_volumes(ns, task)
-    host = await engine.call(spec.host_config, engine, task, volumes)
+    volume_labels = {**found, spec.KIND: "volume"}
+    host = await engine.call(spec.host_config, engine, task, volumes, volume_labels)
     image = await engine.call(engine.api.inspect_image, task.image)
     for volume in volumes.values():
-        await engine.call(engine.api.create_volume, volume, labels={**found, spec.KIND: "volume"})
+        await engine.call(engine.api.create_volume, volume, labels=volume_labels)
     config = _sandbox_config(task, image, ns, found)
     try:
         fresh, attributes = await _once(engine, name, config, host, lambda _: _begin(engine, name, task))
@@ -70,7 +71,8 @@ async def start_container(
     """Start it, or find it; and the work, if any, of handing it its stdin."""
     name = spec.container_name(ns, task.id)
     image = await engine.call(engine.api.inspect_image, task.image)
-    host = await engine.call(spec.host_config, engine, task, spec.volume_names(ns, task))
+    volume_labels = spec.labels(ns, task.id, owner, "volume")
+    host = await engine.call(spec.host_config, engine, task, spec.volume_names(ns, task), volume_labels)
     config = spec.run_config(task, digest_of(image, task.image), spec.labels(ns, task.id, owner, "container"))
     feeding: list[Coroutine[Any, Any, None]] = []
 
