@@ -55,6 +55,7 @@ class Kept:
         self.home = Path(f"/proc/self/fd/{lock}")
         self.pid = 0
         self.finished = False
+        self.is_ending = False
         self.due: tuple[float, Callable[[], None]] | None = None
         """What comes next, and when by `time.monotonic`: a restart, the timeout, SIGKILL, its end written again."""
         self._job = job
@@ -64,6 +65,7 @@ class Kept:
         self._created = self._started = time.monotonic()
         self._started_at = time.time()
         self._code: int | None = None
+        self._left: list[int] = []
         self._end: dict[str, Any] | None = None
 
     @property
@@ -102,10 +104,14 @@ class Kept:
         if self._job.timeout is not None:
             self.due = (self._created + self._job.timeout, self._time_is_over)
 
-    def ended(self, code: int) -> None:
-        """Its process has ended, and nothing of it is left; `code` is as a shell has it."""
-        self.pid = 0
-        self._code = code
+    def ended(self, code: int, left: list[int]) -> None:
+        """Its process has ended, and nothing of it is left but what cannot be killed; `code` is as a shell has it."""
+        self.pid, self.is_ending, self.due = 0, False, None
+        self._code, self._left = code, left
+        if left:
+            words = f"conveyor: what the command has left cannot be killed: {', '.join(map(str, left))}\n"
+            with contextlib.suppress(OSError), open(self.home / "stderr", "a") as err:
+                err.write(words)
         self._end_of_command()
 
     def sweep(self, number: int) -> list[int]:
@@ -119,7 +125,8 @@ class Kept:
         if self._end is None:
             verdict, oom = _verdict(self.home), cgroups.oom_kills(self.home) > 0
             found = {"code": self._code, "restarts": self._restarts, "started": self._started_at, "verdict": verdict}
-            self._end = {**found, "oom": oom, "finished": time.time(), "mark": self._job.mark}
+            more = {"mark": self._job.mark, "left": self._left}
+            self._end = {**found, **more, "oom": oom, "finished": time.time()}
         if not _write(self.home / "exit", self._end) and self._has_its_name():
             self.due = (time.monotonic() + _AGAIN, self.finish)
             return

@@ -23,12 +23,15 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 
 from conveyor_runtime.orchestra.native.job import Job, Kept, NotBegun
 
 __all__ = ["main"]
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PATIENCE = 2.0  # seconds for what is killed to end: another user's never does, and what hangs in the kernel
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.2  # seconds between looks at it
 
 
 class Keeper:
@@ -118,38 +121,41 @@ class Keeper:
 
     def _reap(self) -> None:
         """Take in every child that has ended: commands of jobs, and orphans that fell to us."""
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None:
-                return
-            kept = next((kept for kept in self._kept if kept.pid == found.si_pid), None)
-            if kept is not None:
-                # While it is not reaped, its number is surely its own, and so is the session of that number.
-                self._end_leftovers(kept)
-            os.waitpid(found.si_pid, 0)
-            if kept is not None:
-                kept.ended(found.si_status if found.si_code == os.CLD_EXITED else 128 + found.si_status)
-                self._forget_finished()
+        for kept in list(self._kept):
+            if kept.pid == 0 or kept.is_ending:
+                continue
+            # While it is not reaped, its number is surely its own, and so is the session of that number.
+            if os.waitid(os.P_PID, kept.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                kept.is_ending = True
+                self._end_leftovers(kept, time.monotonic() + _PATIENCE, _FIRST_PAUSE)
+        for pid in self._orphans():
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        self._forget_finished()
 
     def _forget_finished(self) -> None:
         self._kept = [kept for kept in self._kept if not kept.finished]
 
-    def _end_leftovers(self, kept: Kept) -> None:
-        """What the command started and left behind is our child by now, or a descendant of one that is."""
-        own = {other.pid for other in self._kept}
-        while any(pid not in own for pid in _children()):
-            if not kept.sweep(signal.SIGKILL):
-                break
-            time.sleep(0.002)
+    def _end_leftovers(self, kept: Kept, until: float, pause: float) -> None:
+        """What the command started and left behind is our child by now, or a descendant of one that is. Others are
+        not to wait for it: what does not end at once is looked at again, and given up at last."""
+        left = kept.sweep(signal.SIGKILL) if self._orphans() else []
+        if left and time.monotonic() < until:
+            again = partial(self._end_leftovers, kept, until, min(2 * pause, _LONGEST_PAUSE))
+            kept.due = (time.monotonic() + pause, again)
+            return
         if len(self._kept) == 1:
             # Nobody else can it belong to, whatever it has done to hide.
-            for pid in _children():
-                if pid not in own:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            for pid in self._orphans():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+        found = os.waitid(os.P_PID, kept.pid, os.WEXITED)
+        assert found is not None
+        kept.ended(found.si_status if found.si_code == os.CLD_EXITED else 128 + found.si_status, left)
+
+    def _orphans(self) -> list[int]:
+        own = {kept.pid for kept in self._kept}
+        return [pid for pid in _children() if pid not in own]
 
 
 def _children() -> list[int]:

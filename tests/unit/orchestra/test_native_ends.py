@@ -1,0 +1,63 @@
+"""What is left when a native container ends, or those die who would see to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from conveyor_runtime.orchestra import Owner
+from conveyor_runtime.orchestra.native import NativeBackend
+
+OWNER = Owner("inst", "run", "start", 1, 0)
+NS = "cv-inst-ends"  # nobody else's: a test that closes it would end these containers, too
+
+# Nobody may kill what belongs to others: as a worker that is not root, whose command may become another by sudo.
+POWERLESS = ("setpriv", "--bounding-set=-kill", "--inh-caps=-kill")
+WORKER = """
+import asyncio, os, sys, time
+from pathlib import Path
+from conveyor_runtime.orchestra import Owner, Task
+from conveyor_runtime.orchestra.native import NativeBackend
+
+OWNER = Owner("inst", "run", "start", 1, 0)
+
+async def main():
+    backend = NativeBackend(Path(sys.argv[1]))
+    script = "setpriv --reuid=65534 --clear-groups sleep 1000 & echo $! > pid; sleep 0.3; exit 3"
+    stubborn = await backend.run("cv-inst-ends", Task("task", command=("sh", "-c", script)), OWNER)
+    await asyncio.sleep(0.5)
+    before = time.monotonic()
+    other = await backend.run("cv-inst-ends", Task("other", command=("sh", "-c", "exit 7")), OWNER)
+    assert (await other.wait()).exit_code == 7
+    assert time.monotonic() - before < 1, "it waits for the other"
+    assert (await stubborn.status()).status == "running", "or this proves nothing"
+    assert (await stubborn.wait()).exit_code == 3
+    await backend.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def backend(tmp_path: Path) -> AsyncIterator[NativeBackend]:
+    backend = NativeBackend(tmp_path / "root")
+    yield backend
+    await backend.close_namespace(NS, grace=0)
+    await backend.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+async def test_a_leftover_that_cannot_be_killed_is_told_of_and_holds_nobody_up(
+    backend: NativeBackend, tmp_path: Path
+) -> None:
+    command = [*POWERLESS, sys.executable, "-c", WORKER, str(tmp_path / "root")]
+    await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
+    home = tmp_path / "root" / NS / "task"
+    left = int((home / "workspace/pid").read_text())
+    assert f"cannot be killed: {left}\n" in (home / "stderr").read_text()
