@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +25,8 @@ from conveyor_runtime.orchestra.status import NamespaceInfo
 from conveyor_runtime.orchestra.task import Limits, Owner, Task
 
 __all__ = ["NativeBackend"]
+
+log = logging.getLogger(__name__)
 
 _KEEPS: tuple[checks.Wish, ...] = ("network host", "user")  # and limits, where control groups can be made
 _SANDBOX_KEEPS: tuple[checks.Wish, ...] = (*_KEEPS, "the image's own command")
@@ -149,7 +152,10 @@ class NativeBackend:
         """Also what somebody who died left of it; returns what cannot be removed."""
         found = retiring.retired(self._root, ns)
         for path in found:
-            retiring.remove_retired(path)
+            try:
+                retiring.remove_retired(path)
+            except BackendError as error:
+                log.warning("%s", error, extra={"action": "native_not_removed"})
         return [path for path in found if path.exists()]
 
     def _doom(self, ns: str) -> list[Target]:

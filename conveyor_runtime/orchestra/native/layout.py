@@ -25,7 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conveyor_runtime.errors import BackendError, ConfigError
-from conveyor_runtime.orchestra.native.retiring import listdir, remove_retired, remove_tree
+from conveyor_runtime.orchestra.native.records import listdir
+from conveyor_runtime.orchestra.native.retiring import remove_retired, remove_tree
 from conveyor_runtime.orchestra.task import Owner
 
 __all__ = [

@@ -15,25 +15,32 @@ from typing import Any
 from conveyor_runtime.errors import BackendError
 from conveyor_runtime.orchestra.execs import EXEC_MARK, Record
 from conveyor_runtime.orchestra.native import cgroups
-from conveyor_runtime.orchestra.native.layout import read_meta
 from conveyor_runtime.orchestra.native.proc import Target, outputs_of, start_of
-from conveyor_runtime.orchestra.native.retiring import listdir
 
 __all__ = [
     "doom",
+    "has_ended",
     "homes",
     "is_being_started",
+    "listdir",
     "locked",
     "read_record",
     "records",
     "starting_name",
     "targets",
-    "users_of",
     "waits_for_start",
     "write_once",
 ]
 
 _STARTING = "starting."  # then pid, its start time, and what makes it unique
+
+
+def listdir(path: Path) -> list[Path]:
+    """What is in it, sorted; nothing if it is not there."""
+    try:
+        return sorted(path.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def homes(place: Path) -> list[Path]:
@@ -76,6 +83,14 @@ def locked(home: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(lock)
+
+
+def has_ended(home: Path) -> bool:
+    """Whether a container has ended and nothing of it is left: who wrote that has seen to it."""
+    with contextlib.suppress(BackendError):
+        end = read_record(home, "exit")
+        return bool(end) and not end["left"]
+    return False
 
 
 def records(home: Path) -> list[Record]:
@@ -126,13 +141,3 @@ def write_once(file: Path, found: dict[str, object]) -> None:
             os.link(draft, file)
         finally:
             draft.unlink()
-
-
-def users_of(root: Path, ns: str, volume: str) -> list[str]:
-    """The containers of the namespace that mount it and have not ended."""
-    found = []
-    for path in listdir(root / ns):
-        meta = read_meta(path)
-        if meta is not None and volume in meta.volumes and not (path / "exit").exists():
-            found.append(path.name)
-    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conveyor_runtime.errors import BackendError
 from conveyor_runtime.orchestra import execs
-from conveyor_runtime.orchestra.native import cgroups, records, retiring
+from conveyor_runtime.orchestra.native import retiring
 from conveyor_runtime.orchestra.native.proc import Target, sweep
 
 __all__ = ["end_targets", "remove_home"]
@@ -25,9 +25,6 @@ async def remove_home(root: Path, ns: str, name: str) -> None:
         place = retiring.retire_one(root, ns, name)
         if place is None:
             return
-        if not (place / name / "exit").exists():  # its keeper has seen to it that nothing of it is left
-            cgroups.thaw(place / name)
-            await end_targets(await asyncio.to_thread(records.targets, place / name), 0)
         await asyncio.to_thread(retiring.remove_retired, place)
     except OSError as error:
         raise BackendError(f"{ns}.{name}: cannot be removed: {error}") from error

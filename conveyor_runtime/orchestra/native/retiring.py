@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conveyor_runtime.errors import BackendError
-from conveyor_runtime.orchestra.native import cgroups
+from conveyor_runtime.orchestra.native import cgroups, records
+from conveyor_runtime.orchestra.native.proc import kill
 
-__all__ = ["listdir", "remove_retired", "remove_tree", "retire", "retire_one", "retired"]
+__all__ = ["remove_retired", "remove_tree", "retire", "retire_one", "retired"]
+
+_PATIENCE = 10.0  # seconds for what is killed to end
 
 
 def retire(root: Path, ns: str) -> None:
@@ -46,18 +49,16 @@ def retired(root: Path, ns: str) -> list[Path]:
 
 
 def remove_retired(place: Path) -> None:
-    """Remove what was retired, with its control groups. Raises `BackendError` if one of those cannot be removed."""
-    for home in listdir(place):
+    """Kill what runs in what was retired and remove it, with its control groups: who took the name away may have died
+    before that. Raises `BackendError` if it cannot be killed, or a group cannot be removed."""
+    for home in records.listdir(place):
+        targets = [] if records.has_ended(home) else records.targets(home)
+        if targets:
+            cgroups.thaw(home)
+            if left := kill(targets, _PATIENCE):
+                raise BackendError(f"{home.name} cannot be removed: processes {left} cannot be killed")
         cgroups.remove(home)
     remove_tree(place)
-
-
-def listdir(path: Path) -> list[Path]:
-    """What is in it, sorted; nothing if it is not there."""
-    try:
-        return sorted(path.iterdir())
-    except FileNotFoundError:
-        return []
 
 
 def remove_tree(path: Path) -> None:

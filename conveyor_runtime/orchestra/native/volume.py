@@ -12,6 +12,7 @@ from typing import IO
 from conveyor_runtime.errors import BackendError, Gone, TerminalError
 from conveyor_runtime.orchestra.archive import check_members, check_path, packed, spooled_archive
 from conveyor_runtime.orchestra.native import records, retiring
+from conveyor_runtime.orchestra.native.layout import read_meta
 
 __all__ = ["NativeVolume", "volume_dir"]
 
@@ -77,7 +78,7 @@ class NativeVolume:
             raise BackendError(f"volume {self._name} cannot be written: {error}") from error
 
     def _remove(self) -> None:
-        users = records.users_of(self._root, self._ns, self._name)
+        users = _users(self._root, self._ns, self._name)
         if users:
             raise BackendError(f"volume {self._name} is in use by {', '.join(users)}")
         place = retiring.retire_one(self._root, self._ns, volume_dir(self._name))
@@ -85,3 +86,13 @@ class NativeVolume:
             retiring.remove_tree(place)
             if place.exists():
                 raise BackendError(f"volume {self._name} cannot be removed: {place}")
+
+
+def _users(root: Path, ns: str, volume: str) -> list[str]:
+    """The containers of the namespace that mount it and have not ended."""
+    found = []
+    for path in records.listdir(root / ns):
+        meta = read_meta(path)
+        if meta is not None and volume in meta.volumes and not (path / "exit").exists():
+            found.append(path.name)
+    return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from conveyor_runtime.orchestra import Owner
-from conveyor_runtime.orchestra.native import NativeBackend
+from conveyor_runtime.orchestra import Owner, Task
+from conveyor_runtime.orchestra.native import NativeBackend, retiring
 
 OWNER = Owner("inst", "run", "start", 1, 0)
 NS = "cv-inst-ends"  # nobody else's: a test that closes it would end these containers, too
@@ -61,3 +64,57 @@ async def test_a_leftover_that_cannot_be_killed_is_told_of_and_holds_nobody_up(
     home = tmp_path / "root" / NS / "task"
     left = int((home / "workspace/pid").read_text())
     assert f"cannot be killed: {left}\n" in (home / "stderr").read_text()
+    await (await backend.get(NS, "task")).cleanup()
+    assert not os.path.exists(f"/proc/{left}") or b"sleep" not in Path(f"/proc/{left}/cmdline").read_bytes()
+
+
+async def running(word: str, number: int) -> None:
+    """Until so many processes have this as one of their arguments."""
+    async with asyncio.timeout(10):
+        while len(with_argument(word)) != number:
+            await asyncio.sleep(0.02)
+
+
+def with_argument(word: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("end", ["status", "stop", "cleanup"])
+async def test_what_one_that_was_lost_left_running_is_ended(backend: NativeBackend, tmp_path: Path, end: str) -> None:
+    length = f"1000.{os.getpid()}"
+    container = await backend.run(NS, Task("task", command=("sh", "-c", f"sleep {length} & sleep {length}")), OWNER)
+    await running(length, 2)
+    record = json.loads((tmp_path / "root" / NS / "task/pid").read_text())
+    os.kill(record["keeper"], signal.SIGKILL)
+    os.kill(record["pid"], signal.SIGKILL)
+    await running(length, 2)
+    if end == "cleanup":
+        await container.cleanup()
+    elif end == "stop":
+        await container.stop(grace=1)
+    else:
+        assert (await container.wait()).reason == "gone"
+    assert with_argument(length) == []
+
+
+@pytest.mark.parametrize("by", ["the janitor", "who closes the namespace"])
+async def test_what_a_remover_that_was_killed_left_running_is_ended(
+    backend: NativeBackend, tmp_path: Path, by: str
+) -> None:
+    length = f"1001.{os.getpid()}"
+    await backend.run(NS, Task("task", command=("sleep", length)), OWNER)
+    await running(length, 1)
+    place = retiring.retire_one(tmp_path / "root", NS, "task")  # and dies
+    assert place is not None
+    if by == "the janitor":
+        os.utime(place, (0, 0))
+        await backend.namespaces("inst")
+    else:
+        await backend.close_namespace(NS, grace=0)
+    assert with_argument(length) == []
+    assert not place.exists()
