@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from conveyor_runtime.orchestra import Container, Mount, Sandbox
+from conveyor_runtime.errors import Gone
+from conveyor_runtime.orchestra import Container, Mount, RestartPolicy, Sandbox
+from conveyor_runtime.orchestra.docker.starting import start_container
 from conveyor_runtime.testing import Place
 from tests.contract.conftest import until
 
@@ -72,3 +74,23 @@ async def test_a_volume_that_the_engine_makes_again_is_known(
     assert [info.ns for info in await backend.namespaces(docker_place.installation)] == [docker_place.ns()]
     await backend.close_namespace(docker_place.ns(), grace=0)
     assert left(docker_place, docker_engine) == []
+
+
+async def test_a_container_that_was_made_and_not_started_is_none_until_the_next_run(
+    docker_place: Place, docker_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend: Any = await docker_place.open()
+
+    def dies(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt  # passed by what tidies up after a refusal, as the end of the process is
+
+    task = docker_place.sh("sleep 1000", restart=RestartPolicy("always"))
+    with monkeypatch.context() as patched:
+        patched.setattr(backend._engine.api, "start", dies)
+        with pytest.raises(KeyboardInterrupt):
+            await start_container(backend._engine, docker_place.ns(), task, docker_place.owner())
+    with pytest.raises(Gone, match="not started"):
+        await backend.get(docker_place.ns(), task.id)
+    container = await backend.run(docker_place.ns(), task, docker_place.owner())
+    assert docker_engine.inspect_container(container.id)["State"]["Running"]
+    assert (await (await backend.get(docker_place.ns(), task.id)).status()).status == "running"

@@ -13,7 +13,7 @@ from conveyor_runtime.kit.shielded import finish, hold
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Engine
-from conveyor_runtime.orchestra.docker.container import DockerContainer
+from conveyor_runtime.orchestra.docker.container import DockerContainer, is_unstarted
 from conveyor_runtime.orchestra.docker.helper import Helper
 from conveyor_runtime.orchestra.docker.images import Images
 from conveyor_runtime.orchestra.docker.placing import Placing
@@ -90,6 +90,8 @@ class DockerBackend:
         found = attributes["Config"].get("Labels") or {}
         if found.get(f"{spec.LABEL}namespace") != ns or found.get(spec.KIND) != "container":
             raise Gone(f"there is no container {task_id} in {ns}")
+        if is_unstarted(attributes):  # nobody waits for its end, and the next `run` starts it
+            raise Gone(f"the container {task_id} in {ns} was made, but not started")
         container = DockerContainer(self._engine, attributes)
         self._watch(container)
         return container

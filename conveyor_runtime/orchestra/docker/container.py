@@ -20,7 +20,7 @@ from conveyor_runtime.orchestra.docker.stream import Demux, Streaming
 from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, OnStat
 from conveyor_runtime.orchestra.task import Port
 
-__all__ = ["DockerContainer"]
+__all__ = ["DockerContainer", "is_unstarted"]
 
 _AGAIN = 0.1  # seconds between looks at a container that is being started again
 _KILLED = 15.0  # seconds for the engine to kill one
@@ -218,11 +218,15 @@ class DockerContainer:
             reader.close()
 
 
+def is_unstarted(attributes: Mapping[str, Any]) -> bool:
+    """Whether it was made, and nobody has tried to start it yet."""
+    state = attributes["State"]
+    return state["Status"] == "created" and not state.get("Error")
+
+
 def _ended(attributes: Mapping[str, Any]) -> bool:
     state = attributes["State"]
-    if state["Status"] == "created":
-        return bool(state.get("Error"))  # it could not be started, and will not be
-    return not (state["Running"] or state.get("Paused") or state.get("Restarting"))
+    return not is_unstarted(attributes) and not (state["Running"] or state.get("Paused") or state.get("Restarting"))
 
 
 def _ports(attributes: Mapping[str, Any]) -> tuple[Port, ...]:

@@ -11,7 +11,7 @@ from conveyor_runtime.errors import BackendError, Gone, ImageNotFound, TerminalE
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine
-from conveyor_runtime.orchestra.docker.container import DockerContainer
+from conveyor_runtime.orchestra.docker.container import DockerContainer, is_unstarted
 from conveyor_runtime.orchestra.docker.image import digest_of
 from conveyor_runtime.orchestra.docker.removal import REMOVAL, remove_container
 from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
@@ -146,8 +146,7 @@ async def _is_left_created(engine: Engine, name: str, task: Task) -> bool:
     """Whether whoever created it has not started it, and will not: it would have by now."""
     deadline = asyncio.get_running_loop().time() + _OTHERS_START
     while True:
-        state = (await engine.call(engine.api.inspect_container, name))["State"]
-        if state["Status"] != "created" or state.get("Error"):
+        if not is_unstarted(await engine.call(engine.api.inspect_container, name)):
             return False
         # To start twice is no harm, to hand in the stdin twice is.
         if task.stdin == b"" or asyncio.get_running_loop().time() > deadline:
