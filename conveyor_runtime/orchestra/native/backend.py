@@ -15,7 +15,8 @@ from conveyor_runtime.orchestra import checks, execs
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.names import check_task_id, run_of
 from conveyor_runtime.orchestra.native import cgroups, layout, records, retiring, starting
-from conveyor_runtime.orchestra.native.container import FreezableContainer, NativeContainer
+from conveyor_runtime.orchestra.native.container import NativeContainer
+from conveyor_runtime.orchestra.native.freezing import FreezableContainer
 from conveyor_runtime.orchestra.native.keeping import Keeping
 from conveyor_runtime.orchestra.native.proc import Target
 from conveyor_runtime.orchestra.native.removal import end_targets

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from conveyor_runtime.errors import BackendError, Gone
-from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.native import cgroups, records
-from conveyor_runtime.orchestra.native.layout import Meta
-from conveyor_runtime.orchestra.native.proc import kill, start_of, sweep
+from conveyor_runtime.orchestra.native.layout import Meta, is_of
+from conveyor_runtime.orchestra.native.proc import Target, kill, start_of, sweep
 from conveyor_runtime.orchestra.native.removal import remove_home
 from conveyor_runtime.orchestra.native.usage import Meter
 from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, OnStat, Stream
 
-__all__ = ["FreezableContainer", "NativeContainer"]
+__all__ = ["NativeContainer"]
 
 _CHUNK = 256 * 1024
 _POLL = (0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # seconds between looks at files, the last one repeated
@@ -62,6 +60,8 @@ class NativeContainer:
         with contextlib.ExitStack() as stack:
             try:
                 files = [(name, stack.enter_context(_opened(self._home / name))) for name in streams]
+                if not is_of(self._home, self._meta):
+                    raise FileNotFoundError(self._home)
             except FileNotFoundError as error:
                 raise Gone(f"the container {self.id} was removed") from error
             ending = asyncio.create_task(self.wait()) if follow else None
@@ -86,8 +86,9 @@ class NativeContainer:
 
     async def stop(self, grace: float = 10.0) -> None:
         """See the contract."""
-        if (await self._look()).done or not records.doom(self._home):
-            return
+        with records.opened(self._home) as home:
+            if (await self._look()).done or home is None or not is_of(home, self._meta) or not records.doom(home):
+                return
         while not (await self._look()).done:
             try:
                 async with asyncio.timeout(_SETTLE + grace):
@@ -98,7 +99,7 @@ class NativeContainer:
 
     async def cleanup(self) -> None:
         """See the contract."""
-        await remove_home(self._root, self._ns, self._home.name)
+        await remove_home(self._root, self._ns, self._home.name, self._meta)
 
     async def stats(self, on_stat: OnStat) -> None:
         """See `capabilities.Measured`."""
@@ -119,7 +120,7 @@ class NativeContainer:
 
     async def _end(self, grace: float) -> None:
         cgroups.thaw(self._home)
-        await execs.end(lambda number: asyncio.to_thread(sweep, records.targets(self._home), number), grace)
+        await execs.end(lambda number: asyncio.to_thread(sweep, self._targets(), number), grace)
 
     async def _look(self) -> ContainerStatus:
         if self._final is None:
@@ -144,65 +145,39 @@ class NativeContainer:
     def _is_to_begin(self) -> bool:
         """Whether somebody will start it, or did just now. One whose worker died before it had it started only begins
         when it is asked for again."""
+        if not is_of(self._home, self._meta):
+            return False
         return records.is_being_started(self._home) or bool(self._record("pid"))
 
     def _is_lost(self) -> bool:
         """Whether nobody will write down how it ended: it has lost its keeper and its command, or is not to begin."""
-        record = self._record("pid")
-        return not _alive(record) if record else (self._home / "cancelled").exists()
+        if record := self._record("pid"):
+            return not _alive(record)
+        return (self._home / "cancelled").exists() and is_of(self._home, self._meta)
 
     def _settle(self) -> None:
         """End what is left of one that is lost, and write that down: how it ended nobody knows, and that must stay so.
         Not while it is in somebody's hand, who may be about to begin it or to write."""
-        with records.locked(self._home) as is_ours:
-            if not is_ours or self._record("exit") or not self._is_lost():
+        with records.locked(self._home) as home:
+            if home is None or not is_of(home, self._meta) or (home / "exit").exists() or not self._is_lost():
                 return
-            left = kill(records.targets(self._home), _SETTLE)
-            record = self._record("pid")
+            left = kill(records.targets(home), _SETTLE)
+            record = records.read_record(home, "pid")
             now = datetime.now(UTC).timestamp()
             found = {"code": None, "restarts": record.get("restarts", 0), "started": record.get("at", now)}
-            found["verdict"] = "cancelled" if (self._home / "cancelled").exists() else "lost"
-            end = {**found, "oom": False, "finished": now, "left": left}
+            found["verdict"] = "cancelled" if (home / "cancelled").exists() else "lost"
+            end = {**found, "oom": False, "finished": now, "mark": self._meta.mark, "left": left}
             try:
-                records.write_once(self._home / "exit", end)
+                records.write_once(home / "exit", end)
             except OSError as error:
                 raise BackendError(f"how the container {self.id} ended cannot be written: {error}") from error
 
     def _record(self, name: str) -> dict[str, Any]:
-        return records.read_record(self._home, name)
+        found = records.read_record(self._home, name)
+        return found if found.get("mark") == self._meta.mark else {}  # another container has the name by now
 
-
-class FreezableContainer(NativeContainer):
-    """See `capabilities.Freezable`. For machines where control groups can be made, and only there: SIGSTOP reaches one
-    process after the other, shows its parent a stop that nobody meant, and any process may take it back."""
-
-    async def freeze(self) -> None:
-        """See the contract. One that has ended stays as it is; `BackendError` if it is not soon started again."""
-        if not (await self._look()).done:
-            await finish(asyncio.to_thread(self._freeze))
-
-    async def unfreeze(self) -> None:
-        """See the contract."""
-        await asyncio.to_thread(cgroups.thaw, self._home)
-
-    def _freeze(self) -> None:
-        deadline = time.monotonic() + _SETTLE
-        try:
-            group = cgroups.add_freezer(self._home, self._meta.nonce)
-            while True:
-                # What is started by one inside is inside. What is started by one outside meanwhile is met again.
-                while outside := set(sweep(records.targets(self._home), 0)) - cgroups.members([group]):
-                    for pid in outside:
-                        with contextlib.suppress(ProcessLookupError):
-                            cgroups.enter([group], pid)
-                cgroups.freeze(self._home)
-                if cgroups.members([group]) or self._read().done:
-                    return
-                if time.monotonic() > deadline:
-                    raise BackendError(f"the container {self.id} waits to be started again")
-                time.sleep(_POLL[-1])  # it has ended a moment ago, or will be started again soon
-        except OSError as error:
-            raise BackendError(f"the container {self.id} cannot be frozen: {error}") from error
+    def _targets(self) -> list[Target]:
+        return [target for target in records.targets(self._home) if target.mark == self._meta.mark.encode()]
 
 
 def _opened(path: Path) -> IO[bytes]:

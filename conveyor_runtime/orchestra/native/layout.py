@@ -33,6 +33,7 @@ __all__ = [
     "SANDBOX_PARTS",
     "Meta",
     "default_root",
+    "is_of",
     "make",
     "namespaces",
     "node_name",
@@ -156,6 +157,14 @@ def read_meta(sandbox: Path) -> Meta | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackendError(f"the native sandbox {sandbox} cannot be read: {error}") from error
+
+
+def is_of(home: Path, meta: Meta) -> bool:
+    """Whether it is there and of it is known just this. One that cannot be read may well be."""
+    try:
+        return read_meta(home) == meta
+    except BackendError:
+        return True
 
 
 def _write_durably(file: Path, text: str) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "is_being_started",
     "listdir",
     "locked",
+    "opened",
     "read_record",
     "records",
     "starting_name",
@@ -65,24 +66,32 @@ def is_being_started(home: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(home: Path) -> Iterator[bool]:
-    """Whether nobody has the container in hand: for as long as this lasts, then, nobody will.
+def opened(home: Path) -> Iterator[Path | None]:
+    """The directory itself, whatever bears its name meanwhile; None if it is not there."""
+    try:
+        directory = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield Path(f"/proc/self/fd/{directory}")
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[Path | None]:
+    """The container's directory itself, if nobody has it in hand: for as long as this lasts, then, nobody will.
 
     A keeper has it for as long as the keeper lives, and so has a command that a keeper has forked until it is executed.
     """
-    try:
-        lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield False
-    else:
-        yield True
-    finally:
-        os.close(lock)
+    with opened(home) as place:
+        try:
+            if place is not None:
+                fcntl.flock(int(place.name), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            place = None
+        yield place
 
 
 def has_ended(home: Path) -> bool:

@@ -63,7 +63,7 @@ class NativeSandbox:
         self._root = root
         self._ns = ns
         self._home = root / ns / task_id
-        self._env = meta.env
+        self._meta = meta
         self._id = f"{ns}.{task_id}"
 
     @property
@@ -108,7 +108,9 @@ class NativeSandbox:
             async with spooled(stdin, self._home / "tmp") as readable:
                 child = await Child.start(
                     command,
-                    env=environment(self._home, self._ns, {**self._env, **(env or {})}, f"{execs.EXEC_MARK}={nonce}"),
+                    env=environment(
+                        self._home, self._ns, {**self._meta.env, **(env or {})}, f"{execs.EXEC_MARK}={nonce}"
+                    ),
                     cwd=self._home,
                     stdin=readable,
                     on_chunk=on_output,
@@ -148,7 +150,7 @@ class NativeSandbox:
 
     async def cleanup(self) -> None:
         """See the contract."""
-        await remove_home(self._root, self._ns, self._home.name)
+        await remove_home(self._root, self._ns, self._home.name, self._meta)
 
     async def _watch(
         self,
