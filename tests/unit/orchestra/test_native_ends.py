@@ -118,3 +118,14 @@ async def test_what_a_remover_that_was_killed_left_running_is_ended(
         await backend.close_namespace(NS, grace=0)
     assert with_argument(length) == []
     assert not place.exists()
+
+
+async def test_what_hides_but_for_where_its_output_goes_ends_with_its_container(backend: NativeBackend) -> None:
+    length = f"1002.{os.getpid()}"
+    other = await backend.run(NS, Task("other", command=("sleep", "1000")), OWNER)  # its keeper has two to tell apart
+    script = f"(env -i setsid sleep {length} &); sleep 0.5"  # another session, no environment, and no ancestor
+    container = await backend.run(NS, Task("task", command=("sh", "-c", script)), OWNER)
+    await running(length, 1)
+    assert (await container.wait()).status == "success"
+    assert with_argument(length) == []
+    assert (await other.status()).status == "running"
