@@ -18,7 +18,7 @@ OnOutput = Callable[[Stream, bytes], Awaitable[None]]
 one exec or follower never overlap; what it raises ends the call it was given to."""
 
 Status = Literal["running", "success", "error", "timeout", "killed", "cancelled"]
-Reason = Literal["oom", "signal", "gone"]
+Reason = Literal["oom", "signal", "gone", "input"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class ContainerStatus:
     | running | it runs, waits to be started again by its restart policy, or is frozen |
     | success | exit code 0 |
     | error | another exit code; with reason `gone`, it was removed from outside and nobody knows how it ended |
+    | error | whatever the exit code, with reason `input`: its stdin was cut off, as source or feeder broke |
     | timeout | it ended when its time was over |
     | killed | a signal ended it (exit code 128 + n): reason `oom` if memory ran out, else `signal` |
     | cancelled | it ended after `stop` was called, whatever the exit code |

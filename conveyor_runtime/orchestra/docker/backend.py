@@ -13,9 +13,10 @@ from conveyor_runtime.kit.shielded import finish, hold
 from conveyor_runtime.orchestra.base import Prepared, Progress
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Engine
-from conveyor_runtime.orchestra.docker.container import DockerContainer, is_unstarted
+from conveyor_runtime.orchestra.docker.container import DockerContainer
 from conveyor_runtime.orchestra.docker.helper import Helper
 from conveyor_runtime.orchestra.docker.images import Images
+from conveyor_runtime.orchestra.docker.inspected import is_unstarted
 from conveyor_runtime.orchestra.docker.placing import Placing
 from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.requests import check_kept
@@ -184,9 +185,10 @@ class DockerBackend:
         """See the contract."""
         if self._warm is not None:
             await self._warm.close()
-        for task in list(self._at_work):
+        at_work = list(self._at_work)
+        for task in at_work:
             task.cancel()
-            await asyncio.wait([task])
+        await asyncio.gather(*at_work, return_exceptions=True)
         await self._images.close()
         await self._engine.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from itertools import groupby
@@ -11,16 +12,21 @@ from operator import itemgetter
 from typing import Any
 
 from conveyor_runtime.errors import BackendError, Gone
+from conveyor_runtime.kit.shielded import finish
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine
+from conveyor_runtime.orchestra.docker.ending import Ending
+from conveyor_runtime.orchestra.docker.inspected import has_ended, moment, ports
 from conveyor_runtime.orchestra.docker.removal import remove_container
 from conveyor_runtime.orchestra.docker.stats import StatsReader
-from conveyor_runtime.orchestra.docker.stream import Demux, Streaming
+from conveyor_runtime.orchestra.docker.stream import Connection, Demux, Streaming
 from conveyor_runtime.orchestra.status import ContainerStatus, OnOutput, OnStat
-from conveyor_runtime.orchestra.task import Port
+from conveyor_runtime.orchestra.task import Stdin
 
-__all__ = ["DockerContainer", "is_unstarted"]
+__all__ = ["DockerContainer"]
+
+log = logging.getLogger(__name__)
 
 _AGAIN = 0.1  # seconds between looks at a container that is being started again
 _KILLED = 15.0  # seconds for the engine to kill one
@@ -35,7 +41,8 @@ class DockerContainer:
         self._id = str(attributes["Id"])
         self._name = str(attributes["Name"]).lstrip("/")
         self._labels: dict[str, str] = attributes["Config"].get("Labels") or {}
-        self._created = _time(attributes["Created"])
+        self._created = moment(attributes["Created"])
+        self._ending = Ending(engine, self._name, self._id, self._labels)
         self._final: ContainerStatus | None = None
 
     @property
@@ -80,17 +87,47 @@ class DockerContainer:
         """See the contract."""
         try:
             attributes = await self._inspect()
-            if _ended(attributes) or self._final is not None:
+            if has_ended(attributes) or self._final is not None:
                 return
-            await self._engine.call(
-                self._engine.api.create_volume, spec.cancel_mark(self._name), labels=spec.ownership(self._labels)
-            )
+            await self._ending.decide("cancelled", None)
             if attributes["HostConfig"]["RestartPolicy"]["Name"] not in ("", "no"):
                 # `always` would start it again with the engine.
                 await self._engine.call(self._engine.api.update_container, self._id, restart_policy={"Name": "no"})
         except Gone:
             return
         await self.end(grace)
+
+    async def feed(self, connection: Connection, stdin: Stdin) -> None:
+        """Hand it its input, for as long as it runs. If that breaks off, for whatever reason, it is killed and counts
+        as an error: what it has read so far must not pass for all there was."""
+        feeding = asyncio.ensure_future(connection.hand(stdin))
+        ended = asyncio.ensure_future(self._stopped())
+        try:
+            await asyncio.wait([feeding, ended], return_when=asyncio.FIRST_COMPLETED)
+            (feeding if feeding.done() else ended).result()
+            await self._ending.note_fed()
+            connection.end_input()
+        except Gone:
+            return
+        except BaseException as error:
+            if isinstance(error, Exception):
+                log.warning("the input of %s broke off: %r", self._name, error, extra={"action": "stdin_failed"})
+            await finish(self._cut_off())
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            connection.stop()
+            connection.close()
+            for work in (feeding, ended):
+                work.cancel()
+            await asyncio.gather(feeding, ended, return_exceptions=True)
+
+    async def _cut_off(self) -> None:
+        try:
+            await self._ending.decide("error", "input")
+            await self.end(0)
+        except BackendError as error:  # without the note that all has come it counts as an error all the same
+            log.warning("cannot end a container without input: %s", error, extra={"action": "stdin_failed"})
 
     async def end(self, grace: float) -> None:
         """SIGTERM, `grace` seconds, SIGKILL, without the mark of a cancellation."""
@@ -112,8 +149,7 @@ class DockerContainer:
     async def cleanup(self) -> None:
         """See the contract."""
         await remove_container(self._engine, self._id)
-        with contextlib.suppress(Gone):
-            await self._engine.call(self._engine.api.remove_volume, spec.cancel_mark(self._name))
+        await self._ending.forget()
 
     async def freeze(self) -> None:
         """See the contract."""
@@ -147,20 +183,23 @@ class DockerContainer:
         except Gone:
             return ContainerStatus("error", None, "gone", self._created, datetime.now(UTC))
         state, restarts = attributes["State"], int(attributes.get("RestartCount") or 0)
-        started = _time(state["StartedAt"]) if state["StartedAt"][:4] > "0001" else self._created
-        if not _ended(attributes):
-            return ContainerStatus("running", None, None, started, None, _ports(attributes), restarts)
+        started = moment(state["StartedAt"]) if state["StartedAt"][:4] > "0001" else self._created
+        running = ContainerStatus("running", None, None, started, None, ports(attributes), restarts)
+        if not has_ended(attributes):
+            return running
         code = int(state["ExitCode"])
         # One that could not be started has no time of its end.
-        finished = _time(state["FinishedAt"]) if state["FinishedAt"][:4] > "0001" else started
+        finished = moment(state["FinishedAt"]) if state["FinishedAt"][:4] > "0001" else started
         started = min(started, finished)  # the engine notes the start when it is done with it, and that may be later
         ended = execs.status_of(code, started, oom=await self._ran_out_of_memory(attributes, started))
         status, reason = ended.status, ended.reason
-        if await self._is_cancelled():
-            status, reason = "cancelled", None
-        elif self.timeout is not None and finished >= self.timeout[0]:
+        if self.timeout is not None and finished >= self.timeout[0]:
             status, reason = "timeout", None
-        return ContainerStatus(status, code, reason, started, finished, (), restarts)
+        try:
+            decided = await self._ending.of(status, reason, finished)
+        except Gone:
+            return await self._look()
+        return ContainerStatus(decided[0], code, decided[1], started, finished, (), restarts) if decided else running
 
     async def _ran_out_of_memory(self, attributes: Mapping[str, Any], started: datetime) -> bool:
         """Whether the kernel killed it for that. The engine forgets to note it when it hears of the end first, but its
@@ -178,13 +217,6 @@ class DockerContainer:
 
     async def _inspect(self) -> Any:
         return await self._engine.call(self._engine.api.inspect_container, self._id)
-
-    async def _is_cancelled(self) -> bool:
-        try:
-            await self._engine.call(self._engine.api.inspect_volume, spec.cancel_mark(self._name))
-        except Gone:
-            return False
-        return True
 
     async def _stopped(self) -> None:
         """Return when it is seen not to run, were it for the moment before a restart only."""
@@ -216,29 +248,3 @@ class DockerContainer:
                     await take(data)
         finally:
             reader.close()
-
-
-def is_unstarted(attributes: Mapping[str, Any]) -> bool:
-    """Whether it was made, and nobody has tried to start it yet."""
-    state = attributes["State"]
-    return state["Status"] == "created" and not state.get("Error")
-
-
-def _ended(attributes: Mapping[str, Any]) -> bool:
-    state = attributes["State"]
-    return not is_unstarted(attributes) and not (state["Running"] or state.get("Paused") or state.get("Restarting"))
-
-
-def _ports(attributes: Mapping[str, Any]) -> tuple[Port, ...]:
-    bound = []
-    for name, bindings in ((attributes.get("NetworkSettings") or {}).get("Ports") or {}).items():
-        number, _, protocol = name.partition("/")
-        bound += [
-            Port(int(number), int(binding["HostPort"]), "udp" if protocol == "udp" else "tcp", binding["HostIp"])
-            for binding in bindings or ()
-        ]
-    return tuple(bound)
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00" if text.endswith("Z") else text).astimezone(UTC)

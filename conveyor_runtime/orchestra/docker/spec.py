@@ -17,8 +17,8 @@ __all__ = [
     "EXECS",
     "KIND",
     "LABEL",
+    "STDIN",
     "USER",
-    "cancel_mark",
     "container_config",
     "container_name",
     "host_config",
@@ -37,6 +37,8 @@ LABEL = "conveyor."
 USER = f"{LABEL}user"
 KIND = f"{LABEL}kind"
 DIGEST = f"{LABEL}digest"
+STDIN = f"{LABEL}stdin"
+"""On a container that is handed input."""
 _RESOURCE = f"{LABEL}resource"
 _EPOCH = f"{LABEL}epoch"
 _TIMES = (f"{LABEL}timeout", f"{LABEL}grace")
@@ -76,12 +78,6 @@ def volume_name(ns: str, volume: str) -> str:
     return f"{ns}.{check_task_id(volume)}"
 
 
-def cancel_mark(container: str) -> str:
-    """The volume whose being there says that the container of that name was stopped on purpose. A container's own
-    labels cannot be changed, and a memory of the one who stopped it would die with it."""
-    return f"{container}.cancelled"
-
-
 def volume_names(ns: str, task: Task) -> dict[str, str]:
     """Path inside -> name of the volume that is mounted there."""
     return {mount_path(task, mount.path): volume_name(ns, mount.volume) for mount in task.mounts}
@@ -115,7 +111,9 @@ def labels(ns: str, task_id: str, owner: Owner, kind: str) -> dict[str, str]:
 
 def ownership(found: Mapping[str, str]) -> dict[str, str]:
     """Those of an object's labels that say whose it is, for what is made on its behalf."""
-    return {name: text for name, text in found.items() if name.startswith(LABEL) and name not in (*_TIMES, DIGEST)}
+    return {
+        name: text for name, text in found.items() if name.startswith(LABEL) and name not in (*_TIMES, STDIN, DIGEST)
+    }
 
 
 def time_limit(found: Mapping[str, str]) -> tuple[timedelta, float] | None:
@@ -162,13 +160,14 @@ def container_config(
 def run_config(task: Task, digest: str, found: dict[str, str]) -> dict[str, Any]:
     """Arguments of `create_container` for a container that runs the task's command, without the host's part."""
     times = {_TIMES[0]: str(task.timeout), _TIMES[1]: str(task.grace)} if task.timeout is not None else {}
+    stdin = {STDIN: "yes"} if task.stdin != b"" else {}
     config: dict[str, Any] = {
         "image": task.image,
         "environment": dict(task.env),
         "user": task.user or None,
         "working_dir": task.workdir,
         "stdin_open": task.stdin != b"",
-        "labels": {**found, **times, DIGEST: digest},
+        "labels": {**found, **times, **stdin, DIGEST: digest},
         "ports": [(port.container, port.protocol) for port in task.ports],
     }
     if task.command:

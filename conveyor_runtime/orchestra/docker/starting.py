@@ -11,13 +11,14 @@ from conveyor_runtime.errors import BackendError, Gone, ImageNotFound, TerminalE
 from conveyor_runtime.orchestra import execs
 from conveyor_runtime.orchestra.docker import spec
 from conveyor_runtime.orchestra.docker.client import Conflicting, Engine
-from conveyor_runtime.orchestra.docker.container import DockerContainer, is_unstarted
+from conveyor_runtime.orchestra.docker.container import DockerContainer
 from conveyor_runtime.orchestra.docker.image import digest_of
+from conveyor_runtime.orchestra.docker.inspected import is_unstarted
 from conveyor_runtime.orchestra.docker.removal import REMOVAL, remove_container
 from conveyor_runtime.orchestra.docker.sandbox import DockerSandbox
 from conveyor_runtime.orchestra.docker.stream import Connection
 from conveyor_runtime.orchestra.docker.warm_names import namespace_of
-from conveyor_runtime.orchestra.task import Owner, Stdin, Task
+from conveyor_runtime.orchestra.task import Owner, Task
 
 __all__ = ["start_container", "start_sandbox", "start_warm"]
 
@@ -74,19 +75,18 @@ async def start_container(
     volume_labels = spec.labels(ns, task.id, owner, "volume")
     host = await engine.call(spec.host_config, engine, task, spec.volume_names(ns, task), volume_labels)
     config = spec.run_config(task, digest_of(image, task.image), spec.labels(ns, task.id, owner, "container"))
-    feeding: list[Coroutine[Any, Any, None]] = []
+    attached: list[Connection] = []
 
     async def start(fresh: bool) -> None:
         if fresh or await _is_left_created(engine, name, task):
-            connection = None
             if task.stdin != b"":
-                connection = await engine.call(Connection.attach, engine.api, name)
-                feeding[:] = [_feed(connection, task.stdin)]
+                attached[:] = [await engine.call(Connection.attach, engine.api, name)]
             await _begin(engine, name, task)
 
     _, attributes = await _once(engine, name, config, host, start)
     _check_ours(name, attributes, ns, "container")
-    return DockerContainer(engine, attributes), feeding[0] if feeding else None
+    container = DockerContainer(engine, attributes)
+    return container, container.feed(attached[0], task.stdin) if attached else None
 
 
 def _sandbox_config(task: Task, image: Mapping[str, Any], mark: str, found: Mapping[str, str]) -> dict[str, Any]:
@@ -152,14 +152,6 @@ async def _is_left_created(engine: Engine, name: str, task: Task) -> bool:
         if task.stdin == b"" or asyncio.get_running_loop().time() > deadline:
             return True
         await asyncio.sleep(0.05)
-
-
-async def _feed(connection: Connection, stdin: Stdin) -> None:
-    try:
-        await connection.feed(stdin)
-    finally:
-        connection.stop()
-        connection.close()
 
 
 async def _settle(engine: Engine, sandbox: DockerSandbox, task: Task) -> None:

@@ -157,7 +157,8 @@ class Connection:
             return False
         return True
 
-    def _end_input(self) -> None:
+    def end_input(self) -> None:
+        """Say to the command that this was all."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
@@ -182,8 +183,13 @@ class Connection:
         return ByteReader(read, self.stop)
 
     async def feed(self, stdin: Stdin) -> None:
-        """Hand all of it to the command, as fast as it reads, and then the end. A command that does not read holds up
-        a thread of this call's own, until `stop`."""
+        """Hand all of it to the command (`hand`), and then the end."""
+        await self.hand(stdin)
+        self.end_input()
+
+    async def hand(self, stdin: Stdin) -> None:
+        """Hand all of it to the command, as fast as it reads, or as much as it wants. A command that does not read
+        holds up a thread of this call's own, until `stop`."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="docker-stdin")
         loop = asyncio.get_running_loop()
         pieces = _pieces(stdin) if isinstance(stdin, bytes) else stdin
@@ -191,7 +197,6 @@ class Connection:
             async for piece in pieces:
                 if not await loop.run_in_executor(thread, self._write, piece):
                     return
-            self._end_input()
         finally:
             thread.shutdown(wait=False)
 
