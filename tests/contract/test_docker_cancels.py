@@ -94,3 +94,19 @@ async def test_a_container_that_was_made_and_not_started_is_none_until_the_next_
     container = await backend.run(docker_place.ns(), task, docker_place.owner())
     assert docker_engine.inspect_container(container.id)["State"]["Running"]
     assert (await (await backend.get(docker_place.ns(), task.id)).status()).status == "running"
+
+
+async def test_a_container_that_somebody_else_removes_meanwhile_is_closed(
+    docker_place: Place, docker_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await docker_place.run("sleep 1000")
+    backend: Any = await docker_place.open()
+    inspect = backend._engine.api.inspect_container
+
+    def overtaken(container: str) -> Any:
+        docker_engine.remove_container(container, force=True)
+        return inspect(container)
+
+    monkeypatch.setattr(backend._engine.api, "inspect_container", overtaken)
+    await backend.close_namespace(docker_place.ns(), grace=1)
+    assert left(docker_place, docker_engine) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -219,7 +220,8 @@ class DockerBackend:
         identity = container["Id"]
         if container["State"] == "running" and grace > 0:
             if container["Labels"].get(spec.KIND) == "container":
-                await (await self._known(identity)).stop(grace)
+                with suppress(Gone):  # somebody else closes, too
+                    await (await self._known(identity)).stop(grace)
             else:
                 await Helper(self._engine, identity).quiet(grace)
         await remove_container(self._engine, identity)
