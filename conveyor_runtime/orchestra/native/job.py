@@ -85,7 +85,8 @@ class Kept:
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 if isinstance(error, OSError) and error.errno in _SHORT and error.filename is None:  # not even forked
                     if not self._restarts:
-                        os.unlink(self.home / "pid")
+                        with contextlib.suppress(OSError):  # removed meanwhile
+                            os.unlink(self.home / "pid")
                     raise NotBegun(str(error)) from error
                 with contextlib.suppress(OSError):  # a full disk
                     words = f"conveyor: cannot run {self._job.argv[0]}: {error}\n"

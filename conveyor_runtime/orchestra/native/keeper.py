@@ -41,6 +41,8 @@ class Keeper:
         self._control: socket.socket | None = control
         self._input = b""
         self._kept: list[Kept] = []
+        # Open from the beginning: without a descriptor to spare it must still see to what it has.
+        self._children = open(f"/proc/self/task/{os.getpid()}/children", "rb", 0)  # noqa: SIM115
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -107,11 +109,11 @@ class Keeper:
         if any((kept.home / name).exists() for name in ("pid", "exit")):
             os.close(lock)
             return b"taken\n"
-        if kept.is_doomed:
-            kept.finish()
-            return b"taken\n"
         try:
-            kept.start()
+            if kept.is_doomed:
+                kept.finish()  # stopped before it was started
+            else:
+                kept.start()
         except NotBegun as error:
             os.close(lock)
             return f"{error}\n".encode()
@@ -155,12 +157,8 @@ class Keeper:
 
     def _orphans(self) -> list[int]:
         own = {kept.pid for kept in self._kept}
-        return [pid for pid in _children() if pid not in own]
-
-
-def _children() -> list[int]:
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return [int(pid) for pid in file.read().split()]
+        self._children.seek(0)
+        return [pid for pid in map(int, self._children.read().split()) if pid not in own]
 
 
 def main() -> None:
