@@ -55,6 +55,7 @@ async def test_a_killed_server_is_back_on_its_port_with_its_data(start_server: S
     await bus.close()
 
 
+@pytest.mark.timeout(180)
 async def test_a_server_that_hangs_is_killed_and_started_again(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,7 +68,8 @@ async def test_a_server_that_hangs_is_killed_and_started_again(
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     await gone(pid)
-    await bus.publish("logs.a", b"after", msg_id="after", deadline=30)
+    # What was killed is not quite gone while one of its threads syncs to a disk that others fill.
+    await bus.publish("logs.a", b"after", msg_id="after", deadline=120)
     assert server.pid not in (pid, None) and "has not answered" in caplog.text
     await bus.close()
 
