@@ -30,6 +30,9 @@ KEEP_MOST = 100_000
 _ROUND = 1000
 _AT_ONCE = 8
 
+#: Records removed in one commit: a batch has a limit, and a run that was taken over often has many claims.
+_MOST_TOGETHER = 100
+
 #: Seconds between two looks for something due.
 _PERIOD = 60.0
 
@@ -48,9 +51,9 @@ class Purge:
             done = 0
             try:
                 done = await self.round()
-            except InfrastructureError as error:
+            except Exception as error:  # noqa: BLE001 - old runs can wait, and must not end the control plane
                 log.warning("purging old runs stopped half-way and goes on in a minute: %s", error)
-            if done < _ROUND:
+            if not done:
                 await asyncio.sleep(_PERIOD)
 
     async def round(self) -> int:
@@ -96,12 +99,15 @@ class Purge:
         }
 
     async def _purge(self, found: Versioned[RunRecord]) -> bool:
-        """Remove the run, its records last and together, so that a crash on the way leaves it to be found again."""
+        """Remove the run, its own record last, so that a crash on the way leaves it to be found again."""
         run_id = found.record.run_id
         await self._logs.forget(run_id)
         await self._state.store.purge(f"data.{run_id}.")
         claims = [keys.claim(run_id, *numbers) for numbers, _ in self._state.view.claims_of(run_id)]
         forgotten = [Put(key, None) for key in (*claims, keys.run_input(run_id))]
+        while len(forgotten) > _MOST_TOGETHER:
+            await self._state.commit(*forgotten[:_MOST_TOGETHER])
+            del forgotten[:_MOST_TOGETHER]
         try:
             await self._state.commit(*forgotten, Put(keys.run(run_id), None, found.revision))
         except RevisionConflict:

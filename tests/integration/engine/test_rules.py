@@ -365,6 +365,7 @@ async def test_old_runs_are_purged_whole_and_named_or_young_ones_kept(
 async def test_the_purge_goes_on_while_something_is_due(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule 21: a minute is for when nothing is."""
     monkeypatch.setattr("conveyor_runtime.engine.purge._ROUND", 2)
+    monkeypatch.setattr("conveyor_runtime.engine.purge._MOST_TOGETHER", 1)
     calls: list[tuple[str, str]] = []
     await cluster.define("thing")
     await cluster.pipeline("p", "thing", "a")
@@ -376,6 +377,25 @@ async def test_the_purge_goes_on_while_something_is_due(cluster: Cluster, monkey
     cluster.engine.transitions.now = lambda: now
     task = asyncio.create_task(Purge(cluster.engine.transitions, cluster.bus).run())
     await cluster.until(lambda: len(cluster.state.view.run_ids()) <= 2)  # what the resource and the pipeline name last
+    assert len(await cluster.state.store.list("claim.")) == 1, "that of the run which is named"
+    task.cancel()
+
+
+async def test_a_run_nobody_can_read_ends_no_purge(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 21: the control plane lives on, and looks again."""
+    monkeypatch.setattr("conveyor_runtime.engine.purge._PERIOD", 0.05)
+    purge, rounds = Purge(cluster.engine.transitions, cluster.bus), asyncio.Queue[None]()
+
+    async def failing() -> int:
+        rounds.put_nowait(None)
+        raise ValueError("no record")
+
+    monkeypatch.setattr(purge, "round", failing)
+    task = asyncio.create_task(purge.run())
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            await rounds.get()
+    assert not task.done()
     task.cancel()
 
 
